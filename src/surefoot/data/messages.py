@@ -82,7 +82,7 @@ def as_list(row: Row, what: str, value: Any) -> list[Any]:
     """A list, an array or a JSON string of a list as a list; null and the empty string as an empty one."""
     if type(value) is list:
         return value
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value):
         return []
     value = parsed(row, what, value)
     if isinstance(value, tuple):

@@ -72,7 +72,7 @@ _INSTRUCTION = _optional("input", "system", "history")
 
 def _pair(user: str, assistant: str) -> _Shape:
     """A question and its answer, under one of the pairs of names in use."""
-    aliases = dict.fromkeys(("question", "query", "prompt", "input"), "user")
+    aliases: dict[str, str] = dict.fromkeys(("question", "query", "prompt", "input"), "user")
     aliases |= dict.fromkeys(("answer", "response", "completion", "output"), "assistant")
     # prompt and completion together are the plain shape, which stands before and so wins
     return _Shape({"user": user, "assistant": assistant}, _TURNS, aliases)

@@ -1,0 +1,186 @@
+"""The loss: cross-entropy of the target tokens, and its gradient, in chunks of targets.
+
+`naive_loss` defines it. `target_loss` equals it without ever holding more than a chunk of logits: each chunk's
+logits become, in place, the error `weight · (p − y)`, and from it the gradients of hidden states and head.
+
+Shapes: N targets, C targets of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+CHUNK_ELEMENTS = 1 << 26
+"""Logits held at once: 1,365 targets of a vocabulary of 49,152, 256 MB in fp32."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """From a hidden state to logits: `cap(scale · (W h + b))`."""
+
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    scale: float = 1.0
+    """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
+    softcap: float | None = None
+    """Gemma's `final_logit_softcapping` c: z becomes c · tanh(z / c)."""
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V] by the model's own operations, under whatever autocast is on."""
+        logits_NV = F.linear(hidden_ND, self.weight_VD, self.bias_V) * self.scale
+        return logits_NV if self.softcap is None else torch.tanh(logits_NV / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True)
+class TargetStats:
+    """What the loss knows of each target, detached."""
+
+    nll_N: torch.Tensor
+    """−log p of the label, unweighted; at least float32."""
+    correct_N: torch.Tensor
+    """bool, the label has the highest logit."""
+    entropy_N: torch.Tensor
+    """Entropy of the prediction, in nats."""
+
+
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Softmax and loss are computed in float32, or float64 for a float64 model."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def naive_loss(logits_NV: torch.Tensor, label_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
+    """Σ weight · cross_entropy(logits, label): the definition, and the path for heads of unknown form."""
+    logits_NV = logits_NV.to(loss_dtype(logits_NV.dtype))
+    return (F.cross_entropy(logits_NV, label_N, reduction="none") * weight_N).sum()
+
+
+@torch.no_grad()
+def naive_stats(logits_NV: torch.Tensor, label_N: torch.Tensor) -> TargetStats:
+    """`TargetStats` of given logits."""
+    log_p_NV = logits_NV.to(loss_dtype(logits_NV.dtype)).log_softmax(-1)
+    nll_N = -log_p_NV.gather(1, label_N[:, None])[:, 0]
+    return TargetStats(nll_N, log_p_NV.argmax(-1) == label_N, -(log_p_NV.exp() * log_p_NV).sum(-1))
+
+
+def target_loss(
+    hidden_ND: torch.Tensor,
+    head: Head,
+    label_N: torch.Tensor,
+    weight_N: torch.Tensor,
+    product_dtype: torch.dtype | None = None,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, TargetStats]:
+    """Σ weight · cross_entropy(head(hidden), label), equal to `naive_loss(head.logits(hidden), ...)`.
+
+    Args:
+        hidden_ND: last hidden states of the target slots.
+        head: its weight and bias get a gradient if they require one.
+        label_N: int64 token ids.
+        weight_N: weights, the normalisation of the step included.
+        product_dtype: type of the three matrix products; the hidden states' own by default.
+        chunk: targets at once.
+
+    Returns the loss (a scalar with a gradient) and the per-target statistics.
+    """
+    if hidden_ND.requires_grad or head.weight_VD.requires_grad:
+        grad = torch.is_grad_enabled()
+    else:
+        grad = False
+    chunk = chunk or max(64, CHUNK_ELEMENTS // len(head.weight_VD))
+    loss, nll_N, correct_N, entropy_N = _TargetLoss.apply(
+        hidden_ND, head.weight_VD, head.bias_V, head, label_N, weight_N, product_dtype, chunk, grad
+    )
+    return loss, TargetStats(nll_N, correct_N, entropy_N)
+
+
+class _TargetLoss(torch.autograd.Function):
+    """Loss and gradients in one pass; backward only hands the gradients over."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        head: Head,
+        label_N: torch.Tensor,
+        weight_N: torch.Tensor,
+        product_dtype: torch.dtype | None,
+        chunk: int,
+        grad: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            product = product_dtype or hidden_ND.dtype
+            exact = loss_dtype(hidden_ND.dtype)
+            w_VD = weight_VD.detach().to(product)
+            h_ND = hidden_ND.detach().to(product)
+            weight_N = weight_N.to(exact)
+            nll_N = torch.empty(len(label_N), dtype=exact, device=label_N.device)
+            correct_N = torch.empty(len(label_N), dtype=torch.bool, device=label_N.device)
+            entropy_N = torch.empty_like(nll_N)
+            grad_hidden_ND = torch.empty_like(hidden_ND) if grad else None
+            grad_weight_VD = torch.zeros_like(weight_VD) if grad and weight_VD.requires_grad else None
+            grad_bias_V = (
+                torch.zeros_like(bias_V) if grad and bias_V is not None and bias_V.requires_grad else None
+            )
+            for start in range(0, len(label_N), chunk):
+                part = slice(start, start + chunk)
+                error_CV, nll_N[part], correct_N[part], entropy_N[part] = _error(
+                    h_ND[part], w_VD, bias_V, head, label_N[part], weight_N[part], exact, grad
+                )
+                if grad_bias_V is not None:
+                    grad_bias_V += error_CV.sum(0).to(grad_bias_V.dtype)
+                error_CV = error_CV.to(product) if grad else error_CV
+                if grad_hidden_ND is not None:
+                    grad_hidden_ND[part] = error_CV @ w_VD
+                if grad_weight_VD is not None:
+                    grad_weight_VD += error_CV.T @ h_ND[part]
+        ctx.gradients = grad_hidden_ND, grad_weight_VD, grad_bias_V
+        ctx.mark_non_differentiable(nll_N, correct_N, entropy_N)
+        return (nll_N * weight_N).sum(), nll_N, correct_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scale = grad_outputs[0]
+        gradients, ctx.gradients = ctx.gradients, (None, None, None)
+        # On the CPU the check is free and saves a pass over the head's gradient; on CUDA it would wait for it.
+        if scale.device.type != "cpu" or scale != 1:
+            gradients = tuple(None if g is None else g * scale.to(g.dtype) for g in gradients)
+        return (*gradients, None, None, None, None, None, None)
+
+
+def _error(
+    h_CD: torch.Tensor,
+    w_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    head: Head,
+    label_C: torch.Tensor,
+    weight_C: torch.Tensor,
+    exact: torch.dtype,
+    grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """d loss / d (W h + b) [C, V], −log p [C], correct [C], entropy [C] of one chunk of targets."""
+    z_CV = (h_CD @ w_VD.T).to(exact)
+    if bias_V is not None:
+        z_CV += bias_V.to(exact)
+    if head.scale != 1.0:
+        z_CV *= head.scale
+    if head.softcap is not None:
+        z_CV = z_CV.div_(head.softcap).tanh_().mul_(head.softcap)
+    label_C1 = label_C[:, None]
+    label_z_C = z_CV.gather(1, label_C1)[:, 0]
+    top_C = z_CV.amax(-1)
+    slope_CV = 1 - (z_CV / head.softcap).square() if grad and head.softcap is not None else None
+    lse_C = torch.logsumexp(z_CV, -1)
+    p_CV = (z_CV - lse_C[:, None]).exp_()
+    entropy_C = lse_C - torch.linalg.vecdot(p_CV, z_CV)
+    if grad:
+        p_CV.scatter_add_(1, label_C1, torch.full_like(label_C1, -1, dtype=exact))
+        p_CV *= weight_C[:, None] * head.scale
+        if slope_CV is not None:
+            p_CV *= slope_CV
+    return p_CV, lse_C - label_z_C, label_z_C == top_C, entropy_C

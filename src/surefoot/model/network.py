@@ -1,0 +1,167 @@
+"""A Hugging Face causal language model as body (tokens → hidden states) and head (hidden states → loss).
+
+Two questions are answered for the model at hand by trying, never from a list of names (`look_at`):
+can its attention take a forest, and is its head the formula of `Head`? Where not, the slower path that is
+exact all the same is taken, and the reason is kept to be printed.
+
+Shapes: T slots, N targets, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from surefoot.data.forest import Forest, plant, slots
+from surefoot.data.rows import Example
+from surefoot.model.attention import CannotAttend, attending_forests
+from surefoot.model.loss import Head, TargetStats, naive_loss, naive_stats, target_loss
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model and the way its forests are computed."""
+
+    model: torch.nn.Module
+    """What was given: a `PreTrainedModel`, or a `PeftModel` around one."""
+    product_dtype: torch.dtype | None = None
+    """Type of the matrix products, if it is not the weights' own: autocast."""
+    packed: bool = True
+    """All trees in one forward; else one forward a tree, with the model's own attention."""
+    head: Head | None = None
+    """None: the model computes its own logits, at the target slots only."""
+    reasons: tuple[str, ...] = ()
+    """Why a slower path was taken."""
+
+    @property
+    def core(self) -> PreTrainedModel:
+        """The causal language model itself, adapters inside."""
+        return unwrapped(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Set attention up; open it around the forward and backward passes of a step."""
+        with ExitStack() as stack:
+            if self.packed:
+                stack.enter_context(attending_forests(self.core))
+            if self.product_dtype is not None:
+                # An outer autocast keeps the bf16 copies of the weights for all micro-batches of the step.
+                stack.enter_context(torch.autocast(self.device.type, self.product_dtype))
+            yield
+
+    def hidden(self, forest: Forest) -> torch.Tensor:
+        """Last hidden states [T, D] of every slot."""
+        body = self.core.base_model
+        if self.packed:
+            return body(
+                input_ids=forest.ids_T[None],
+                position_ids=forest.position_T[None],
+                use_cache=False,
+                forest=forest,
+            ).last_hidden_state[0]
+        trees = (forest.ids_T[start:end][None] for start, end in forest.trees)
+        return torch.cat([body(input_ids=ids, use_cache=False).last_hidden_state[0] for ids in trees])
+
+    def logits(self, forest: Forest) -> torch.Tensor:
+        """Logits [N, V] of the targets by the model's own forward; logits of other slots are not computed
+        where the model can help it."""
+        parts = []
+        for index, (start, end) in enumerate(forest.trees):
+            slot = forest.target_slot_N[forest.target_example_N == index] - start
+            ids = forest.ids_T[start:end][None]
+            logits_LV = self.core(input_ids=ids, use_cache=False, logits_to_keep=slot).logits[0]
+            parts.append(logits_LV if len(logits_LV) == len(slot) else logits_LV[slot])
+        return torch.cat(parts)
+
+    def loss(self, forest: Forest, divisor: float) -> tuple[torch.Tensor, TargetStats]:
+        """Σ weight · −log p over the forest's targets, divided by `divisor`, and what is known of each target."""
+        weight_N = forest.weight_N / divisor
+        if self.head is None:
+            logits_NV = self.logits(forest)
+            return naive_loss(logits_NV, forest.label_N, weight_N), naive_stats(logits_NV, forest.label_N)
+        hidden_ND = self.hidden(forest)[forest.target_slot_N]
+        return target_loss(hidden_ND, self.head, forest.label_N, weight_N, self.product_dtype)
+
+
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
+    """The causal language model inside a PEFT wrapper, or the model itself."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def head_of(model: PreTrainedModel) -> Head | None:
+    """The head as a formula, as far as the model's modules and config tell; `look_at` checks it."""
+    module = model.get_output_embeddings()
+    if type(module) is not torch.nn.Linear:
+        return None
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def look_at(model: torch.nn.Module, examples: Sequence[Example], product_dtype: torch.dtype | None) -> Network:
+    """The fastest way through `model` that gives its own logits on some of `examples`.
+
+    Compares, without autocast and dropout, the logits of the fast path with those of the model's own forward,
+    each example alone. Two short examples tell whether packed rows leak; if rows outgrow the model's sliding
+    window, one such row is tried too.
+    """
+    core = unwrapped(model)
+    forest = plant(_telling(core, examples)).to(next(model.parameters()).device)
+    tolerance = 0.05 if next(model.parameters()).dtype == torch.bfloat16 else 1e-5
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            network = _choose(Network(model, head=head_of(core)), forest, tolerance)
+    finally:
+        model.train(training)
+    return replace(network, product_dtype=product_dtype)
+
+
+def _choose(network: Network, forest: Forest, tolerance: float) -> Network:
+    own_NV = network.logits(forest)
+    reasons: list[str] = []
+    for packed in (True, False):
+        tried = replace(network, packed=packed)
+        if tried.head is None:
+            reasons.append("the head is not a plain linear layer: the model computes its own logits")
+            break
+        try:
+            with tried.open():
+                fast_NV = tried.head.logits(tried.hidden(forest)[forest.target_slot_N])
+        except CannotAttend as error:
+            reasons.append(f"rows run one at a time: {error}")
+            continue
+        except Exception as error:  # whatever it is, the model's own forward has just worked without
+            if not packed:
+                raise
+            reasons.append(f"rows run one at a time: the model does not take packed rows ({error})")
+            continue
+        off = ((fast_NV - own_NV).norm() / own_NV.norm()).item()
+        if off <= tolerance:
+            return replace(tried, reasons=tuple(reasons))
+        if packed:
+            reasons.append(f"rows run one at a time: packed together, their logits are off by {off:.1e}")
+        else:
+            reasons.append(f"the head's formula is not known (off by {off:.1e}): the model computes its logits")
+    return replace(network, packed=False, head=None, reasons=tuple(reasons))
+
+
+def _telling(core: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
+    """The two shortest examples, and the shortest one beyond the sliding window if there is one."""
+    by_length = sorted(examples, key=slots)
+    chosen = by_length[:2] if len(by_length) > 1 else by_length * 2
+    window = getattr(core.config.get_text_config(), "sliding_window", None)
+    if window:
+        chosen += [example for example in by_length if slots(example) > window][:1]
+    return chosen
