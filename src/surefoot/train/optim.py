@@ -1,0 +1,164 @@
+"""Optimizers by Hugging Face's names, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import yaml
+from torch.optim import Optimizer
+
+from surefoot.config import SFTConfig
+from surefoot.errors import UserError
+
+Named = list[tuple[str, torch.nn.Parameter]]
+
+
+class Optimizers:
+    """One or two torch optimizers that together update every trained weight once a step.
+
+    `learning_rate_at` sets the rate; it needs no state of its own, so a resumed run follows the same curve.
+    """
+
+    def __init__(self, parts: list[Optimizer], named: Named) -> None:
+        self.parts = parts
+        self.names = {id(parameter): name for name, parameter in named}
+        for group in self.groups():
+            group.setdefault("initial_lr", group["lr"])
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        for part in self.parts:
+            yield from part.param_groups
+
+    def set_factor(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` times its peak."""
+        for group in self.groups():
+            group["lr"] = group["initial_lr"] * factor
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and plain values of the state, keyed by `parameter name / key`."""
+        tensors, plain = {}, {}
+        for parameter, key, value in self._entries():
+            place = f"{self.names[id(parameter)]}/{key}"
+            if isinstance(value, torch.Tensor):
+                tensors[place] = value.detach().contiguous()
+            else:
+                plain[place] = value
+        return tensors, plain
+
+    def load_state(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        """Restore what `state` gave. Raises ValueError when a name is not among the trained weights."""
+        owners = {
+            self.names[id(parameter)]: (part, parameter)
+            for part in self.parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
+        for place, value in {**tensors, **plain}.items():
+            name, _, key = place.rpartition("/")
+            if name not in owners:
+                raise ValueError(f"the checkpoint has optimizer state for {name}, which is not trained here")
+            part, parameter = owners[name]
+            part.state[parameter][key] = value.clone() if isinstance(value, torch.Tensor) else value
+
+    def _entries(self) -> Iterator[tuple[torch.nn.Parameter, str, Any]]:
+        for part in self.parts:
+            for parameter, state in part.state.items():
+                for key, value in state.items():
+                    yield parameter, key, value
+
+
+def build(model: torch.nn.Module, args: SFTConfig) -> Optimizers:
+    """The optimizer that `args` asks for, over the weights of `model` that train.
+
+    Weight decay goes to matrices only: biases and norms are vectors.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise UserError("nothing to train: no weight of the model requires a gradient")
+    extra = _extra(args.optim_args)
+    lr, decay = args.learning_rate, args.weight_decay
+    if args.optim == "muon":
+        outer = {id(m.weight) for m in _embeddings(model)}
+        hidden = [p for _, p in named if p.ndim == 2 and id(p) not in outer]
+        rest = [(name, p) for name, p in named if p.ndim != 2 or id(p) in outer]
+        muon = {"adjust_lr_fn": "match_rms_adamw", **extra}
+        parts = [_made(torch.optim.Muon, hidden, lr=lr, weight_decay=decay, **muon)] if hidden else []
+        parts += [torch.optim.AdamW(_grouped(rest, decay), lr=lr, **_adam(args))] if rest else []
+        return Optimizers(parts, named)
+    groups = _grouped(named, decay)
+    fused = args.optim == "adamw_torch_fused" and all(p.device.type in ("cpu", "cuda") for _, p in named)
+    if args.optim in ("adamw_torch", "adamw_torch_fused"):
+        part = _made(torch.optim.AdamW, groups, lr=lr, **{**_adam(args), "fused": fused or None, **extra})
+    elif args.optim == "adam":
+        part = _made(torch.optim.Adam, groups, lr=lr, **{**_adam(args), **extra})
+    elif args.optim == "sgd":
+        part = _made(torch.optim.SGD, groups, lr=lr, **extra)
+    else:
+        from transformers.optimization import Adafactor
+
+        fixed = {"scale_parameter": False, "relative_step": False}
+        part = _made(Adafactor, groups, lr=lr, **{**fixed, **extra})
+    return Optimizers([part], named)
+
+
+def _made(cls: type[Optimizer], parameters: Any, **options: Any) -> Optimizer:
+    try:
+        return cls(parameters, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim_args: {cls.__name__} says: {error}") from None
+
+
+def _adam(args: SFTConfig) -> dict[str, Any]:
+    return {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+
+
+def _grouped(named: Named, decay: float) -> list[dict[str, Any]]:
+    matrices = [p for _, p in named if p.ndim >= 2]
+    vectors = [p for _, p in named if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _embeddings(model: torch.nn.Module) -> list[Any]:
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
+    return [module for module in found if module is not None]
+
+
+def _extra(optim_args: str | None) -> dict[str, Any]:
+    extra = {}
+    for pair in (optim_args or "").split(","):
+        if not pair.strip():
+            continue
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"optim_args: '{pair.strip()}' is not of the form name=value")
+        extra[name.strip()] = yaml.safe_load(value)
+    return extra
+
+
+def schedule(args: SFTConfig, total_steps: int, step: int) -> float:
+    """Factor on the peak learning rate at `step` (from 0), as Hugging Face's schedules give it.
+
+    Linear warm-up from 0, then constant, a line to 0, or half a cosine to 0.
+    """
+    warmup = args.warmup_steps or args.warmup_ratio
+    warmup = math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
+    if step < warmup:
+        return step / max(1, warmup)
+    if args.lr_scheduler_type.startswith("constant"):
+        return 1.0
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if args.lr_scheduler_type == "linear":
+        return max(0.0, 1.0 - progress)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -1,0 +1,106 @@
+"""One update: predict, loss, backprop, clip, step. No input, no output, nothing printed.
+
+A step is a fixed set of examples, divided once by the sum of their targets' weights; how it is split into
+micro-batches changes neither the loss nor the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from surefoot.data.forest import Forest, plan, plant
+from surefoot.data.rows import Example
+from surefoot.model.network import Network
+from surefoot.train.optim import Optimizers
+
+
+class NotFinite(RuntimeError):  # noqa: N818
+    """Loss or gradient is not finite. Raised before the update: weights and optimizer are as they were."""
+
+
+@dataclass(frozen=True)
+class ExampleLoss:
+    """An example's part of a step: the sum of −log p over its targets."""
+
+    where: str
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of a set of examples, and how good the predictions were."""
+
+    loss: float
+    """Mean of −log p over supervised tokens (weighted), in nats."""
+    tokens: int
+    """Tokens of the examples, prompts included, as the user brought them."""
+    supervised: int
+    micro_batches: int
+    token_accuracy: float
+    entropy: float
+    examples: tuple[ExampleLoss, ...]
+
+
+def losses(
+    network: Network, examples: Sequence[Example], budget: int, *, backprop: bool, seed: int = 0
+) -> Losses:
+    """Predict, compare, and (with `backprop`) add the gradient of the step's loss to every trained weight.
+
+    `budget` is the most slots of a micro-batch; `seed` makes dropout a function of the step.
+    """
+    divisor = float(sum(e.weight * e.targets for e in examples))
+    nll: dict[int, float] = {}
+    total = correct = entropy = 0.0
+    batches = plan(examples, budget)
+    order = {id(example): index for index, example in enumerate(examples)}
+    with network.open(), torch.set_grad_enabled(backprop):
+        for number, batch in enumerate(batches):
+            if backprop:
+                torch.manual_seed(seed + number)
+            forest = plant(batch).to(network.device)
+            loss, stats = network.loss(forest, divisor)
+            if backprop:
+                with torch.autocast(network.device.type, enabled=False):
+                    loss.backward()
+            total += loss.item()
+            correct += stats.correct_N.sum().item()
+            entropy += stats.entropy_N.sum().item()
+            per_example = _sum_by_example(stats.nll_N, forest)
+            nll.update((order[id(e)], value) for e, value in zip(batch, per_example, strict=True))
+    supervised = sum(example.targets for example in examples)
+    return Losses(
+        loss=total,
+        tokens=sum(example.tokens for example in examples),
+        supervised=supervised,
+        micro_batches=len(batches),
+        token_accuracy=correct / supervised,
+        entropy=entropy / supervised,
+        examples=tuple(ExampleLoss(e.where, nll[i], e.targets) for i, e in enumerate(examples)),
+    )
+
+
+def _sum_by_example(nll_N: torch.Tensor, forest: Forest) -> list[float]:
+    sums = torch.zeros(len(forest.examples), dtype=nll_N.dtype, device=nll_N.device)
+    return sums.index_add_(0, forest.target_example_N, nll_N).tolist()
+
+
+def update(optimizers: Optimizers, max_grad_norm: float) -> tuple[float, float]:
+    """Clip, step, clear. Returns the gradient's norm before clipping, and the factor it was clipped by.
+
+    `max_grad_norm` 0 does not clip. Raises NotFinite, before anything is changed, when the norm is not finite.
+    """
+    gradients = [p.grad for group in optimizers.groups() for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient's norm is {norm}")
+    factor = max_grad_norm / norm if 0 < max_grad_norm < norm else 1.0
+    if factor < 1.0:
+        torch._foreach_mul_(gradients, factor)
+    optimizers.step()
+    optimizers.zero_grad()
+    return norm, factor
