@@ -88,7 +88,7 @@ def _with_context(
         messages = [{"role": "system", "content": system}, *messages]
         supervised = tuple(index + 1 for index in supervised)
     column, tools = _optional(row, format, "tools")
-    tools = tool_schemas(row, f"column '{column}'", tools)
+    tools = tool_schemas(row, column, tools)
     column, kwargs = _optional(row, format, "chat_template_kwargs")
     kwargs = parsed(row, f"column '{column}'", kwargs) if kwargs else {}
     if not isinstance(kwargs, Mapping):

@@ -251,17 +251,17 @@ def _tool_call(row: Row, what: str, call: Any) -> dict[str, Any]:
     return nested if call.get("id") is None else {"id": call["id"], **nested}
 
 
-def tool_schemas(row: Row, what: str, value: Any) -> list[dict[str, Any]] | None:
+def tool_schemas(row: Row, column: str, value: Any) -> list[dict[str, Any]] | None:
     """The tools of a row, as a list or a JSON string, each `{"type": "function", "function": {...}}`."""
-    value = parsed(row, what, value) if value != "" else None
-    items = [value] if isinstance(value, Mapping) else as_list(row, what, value)
+    value = parsed(row, f"column '{column}'", value) if value != "" else None
+    items = [value] if isinstance(value, Mapping) else as_list(row, f"column '{column}'", value)
     tools = []
     for index, item in enumerate(items):
-        tool = parsed(row, f"{what}[{index}]", item)
+        tool = parsed(row, f"{column}[{index}]", item)
         if not isinstance(tool, Mapping) or not ("name" in tool or isinstance(tool.get("function"), Mapping)):
             raise problem(
                 row,
-                f"{what}[{index}] is {type_name(tool)} without a function's name. Write "
+                f"{column}[{index}] is {type_name(tool)} without a function's name. Write "
                 f'{{"type": "function", "function": {{"name": "...", "parameters": {{...}}}}}}.',
             )
         nested = "function" in tool or tool.get("type") not in (None, "function")
