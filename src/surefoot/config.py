@@ -107,6 +107,8 @@ class SFTConfig(BaseModel):
     # Optimisation
     output_dir: str = "runs/sft"
     """The run folder."""
+    overwrite_output_dir: bool = False
+    """Start over in a folder that holds a run: its events, checkpoints and model are deleted."""
     per_device_train_batch_size: int = Field(8, gt=0)
     """Rows of a step on each device. How they go through memory is the planner's business, not yours."""
     gradient_accumulation_steps: int = Field(1, gt=0)
@@ -256,6 +258,11 @@ class SFTConfig(BaseModel):
         if self.greater_is_better is not None:
             return self.greater_is_better
         return self.metric_for_best_model not in ("eval_loss", "eval_perplexity")
+
+    @property
+    def logging_dir(self) -> str:
+        """Where reporters put their files."""
+        return str(Path(self.output_dir) / "reports")
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values; Hugging Face's reporters ask for it under this name."""

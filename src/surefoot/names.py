@@ -38,7 +38,6 @@ SUPERSEDED: dict[str, str] = {
     "ddp_find_unused_parameters": "there is no DDP wrapper",
     "do_train": "`surefoot train` trains",
     "do_eval": "eval_strategy decides",
-    "overwrite_output_dir": "a run folder with a finished run is never overwritten; name another output_dir",
     "save_safetensors": "weights are always saved as safetensors",
     "logging_dir": "a reporter's files go to the run folder",
     "logging_strategy": "every step is in events.jsonl; logging_steps decides what is shown",

@@ -1,0 +1,174 @@
+"""How good a model is on held-out rows: loss over tokens, greedy answers, watched prompts.
+
+Nothing here touches weights, gradients or random state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from surefoot.config import Watch
+from surefoot.data.render import Renderer
+from surefoot.data.rows import Conversation, Example
+from surefoot.model.network import Network
+from surefoot.train.step import losses
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer to an example's prompt, and what was wanted."""
+
+    where: str
+    prompt: str
+    answer: str
+    want: str
+
+    @property
+    def exact(self) -> bool:
+        return self.answer.strip() == self.want.strip()
+
+
+@contextmanager
+def evaluating(network: Network) -> Iterator[None]:
+    """Evaluation mode, without gradients; mode and random state are put back."""
+    training = network.model.training
+    network.model.eval()
+    try:
+        with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []), torch.no_grad():
+            yield
+    finally:
+        network.model.train(training)
+
+
+def evaluate(network: Network, examples: Sequence[Example], budget: int) -> dict[str, float]:
+    """loss, perplexity and token_accuracy over all supervised tokens of `examples`, whatever the batching."""
+    with evaluating(network):
+        found = losses(network, examples, budget, backprop=False)
+    return {
+        "loss": found.loss,
+        "perplexity": math.exp(min(found.loss, 700.0)),
+        "token_accuracy": found.token_accuracy,
+    }
+
+
+def exact_match(answers: Sequence[Answer]) -> float:
+    """Share of answers that are word for word what was wanted, white space at the ends aside."""
+    return sum(answer.exact for answer in answers) / max(1, len(answers))
+
+
+def answer(
+    network: Network,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int = 8192,
+) -> list[Answer]:
+    """Greedy answers to the prompts of `examples`, in their order.
+
+    Prompts of similar length go together, padded on the left, so that a batch costs little more than its
+    longest answer; `batch_tokens` bounds prompts plus answers of a batch.
+    """
+    texts: dict[int, str] = {}
+    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
+    with evaluating(network):
+        while by_length:
+            longest = len(examples[by_length[-1]].prompt_ids) + max_new_tokens
+            size = max(1, min(64, batch_tokens // longest))
+            batch, by_length = by_length[-size:], by_length[:-size]
+            prompts = [examples[i].prompt_ids for i in batch]
+            for i, ids in zip(batch, generate(network, tokenizer, prompts, max_new_tokens), strict=True):
+                texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
+    return [
+        Answer(
+            where=example.where,
+            prompt=tokenizer.decode(example.prompt_ids),
+            answer=texts[i],
+            want=tokenizer.decode(example.completion_ids, skip_special_tokens=True),
+        )
+        for i, example in enumerate(examples)
+    ]
+
+
+def generate(
+    network: Network,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Greedy continuations (token ids, ends included) of a batch of prompts, by the model's own `generate`."""
+    generation = network.core.generation_config
+    eos = generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id
+    ends = {int(token) for token in (eos if isinstance(eos, list | tuple) else [eos]) if token is not None}
+    pad = next(iter(t for t in (tokenizer.pad_token_id, generation.pad_token_id, *ends) if t is not None), 0)
+    width = max(len(ids) for ids in prompts)
+    padded = [np.pad(ids, (width - len(ids), 0), constant_values=pad) for ids in prompts]
+    seen = [np.pad(np.ones(len(ids), np.int64), (width - len(ids), 0)) for ids in prompts]
+    out = network.model.generate(  # type: ignore[operator]
+        input_ids=torch.from_numpy(np.stack(padded).astype(np.int64)).to(network.device),
+        attention_mask=torch.from_numpy(np.stack(seen)).to(network.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+    )
+    return [_until(ids, ends) for ids in out[:, width:].tolist()]
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: stop + 1]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A watched prompt, tokenised: one example a candidate text."""
+
+    watch: Watch
+    examples: tuple[Example, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.watch.completion, *self.watch.alternatives)
+
+
+def tokenise_watch(watch: Watch, renderer: Renderer) -> Watched:
+    """The candidates' tokens at the place after `answer_start`, with what stands before as the prompt."""
+    tokenizer = renderer.tokenizer
+    before = watch.prompt
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": watch.prompt}]
+        record = Conversation(messages, ())
+        before = renderer.template(messages, record, "watch", add_generation_prompt=True)
+    before += watch.answer_start.rstrip()
+    space = " " if watch.answer_start.strip() or not tokenizer.chat_template else ""
+    special = not tokenizer.chat_template
+    base = tokenizer(before, add_special_tokens=special)["input_ids"]
+    examples = []
+    for text in (watch.completion, *watch.alternatives):
+        whole = tokenizer(before + space + text.strip(), add_special_tokens=special)["input_ids"]
+        name = whole[len(base) :]
+        if whole[: len(base)] != base:
+            name = tokenizer(space + text.strip(), add_special_tokens=False)["input_ids"]
+        examples.append(Example(np.array(base, np.int32), np.array(name, np.int32), 0, f"watch {text!r}"))
+    return Watched(watch, tuple(examples))
+
+
+def probabilities(network: Network, watched: Sequence[Watched], budget: int) -> list[dict[str, float]]:
+    """For each watched prompt, the probability of each of its texts: the product over the text's tokens."""
+    examples = [example for one in watched for example in one.examples]
+    if not examples:
+        return []
+    with evaluating(network):
+        found = iter(losses(network, examples, budget, backprop=False).examples)
+    return [{text: math.exp(-next(found).loss) for text in one.texts} for one in watched]

@@ -1,0 +1,212 @@
+"""Everything before step 1: model, tokenizer, rows and hardware, each checked, each said in run.json."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+import surefoot
+from surefoot.config import SFTConfig
+from surefoot.data.dataset import Dataset, Formatting, read
+from surefoot.data.render import Renderer
+from surefoot.data.rows import Example
+from surefoot.data.sources import open_source
+from surefoot.errors import UserError
+from surefoot.model.adapters import adapt, lora_config
+from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
+from surefoot.model.network import Network, look_at, unwrapped
+from surefoot.train import hardware
+
+LONG = 2_000
+"""Rows from which on tokenising shows a bar."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to train, and its tokenizer."""
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    product_dtype: torch.dtype | None
+    notes: list[str]
+
+
+def prepare_model(
+    model: str | Path | torch.nn.Module | None,
+    args: SFTConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    peft_config: Any = None,
+) -> Prepared:
+    """Load what has to be loaded, add the adapter, choose precision, move to the device."""
+    torch.manual_seed(args.seed)
+    place = hardware.device(args.use_cpu)
+    model = model if model is not None else args.model_name_or_path
+    if model is None:
+        raise UserError("no model: pass model=..., or model_name_or_path in the recipe or as a flag")
+    lora = args.use_peft or peft_config is not None
+    notes: list[str] = []
+    if isinstance(model, torch.nn.Module):
+        name = unwrapped(model).config._name_or_path or type(unwrapped(model)).__name__
+        tokenizer = tokenizer or load_tokenizer(name)
+    else:
+        name = str(model)
+        pure = torch.bfloat16 if args.precision == "pure-bf16" else torch.float32
+        loaded = load(
+            name,
+            dtype=None if lora else pure,
+            revision=args.model_revision,
+            trust_remote_code=args.trust_remote_code,
+        )
+        model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
+        notes += loaded.notes
+    notes += prepare_tokenizer(
+        model,
+        tokenizer,
+        chat_template_path=args.chat_template_path,
+        eos_token=args.eos_token,
+        add_special_tokens=args.add_special_tokens,
+    )
+    if lora:
+        model = adapt(model, peft_config or lora_config(args))
+    model.to(place)
+    product_dtype = _set_precision(model, args.precision, place)
+    if args.gradient_checkpointing:
+        unwrapped(model).gradient_checkpointing_enable({"use_reentrant": False})
+        unwrapped(model).enable_input_require_grads()
+    model.train()
+    return Prepared(model, tokenizer, name, product_dtype, notes)
+
+
+def _set_precision(model: torch.nn.Module, precision: str | None, place: torch.device) -> torch.dtype | None:
+    """Give the trained weights their type; returns the type of the matrix products, None for the weights' own.
+
+    A float64 model stays as it is. Frozen weights keep the checkpoint's type.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if any(p.dtype == torch.float64 for p in trained):
+        return None
+    if precision is None:
+        precision = "bf16" if hardware.fast_in_bf16(place) else "fp32"
+    wanted = torch.bfloat16 if precision == "pure-bf16" else torch.float32
+    for parameter in trained:
+        parameter.data = parameter.data.to(wanted)
+    frozen = any(p.dtype != wanted for p in model.parameters())
+    if precision == "fp32":
+        # Frozen bf16 weights beside fp32 activations need the products' type said.
+        return torch.float32 if frozen else None
+    return torch.bfloat16
+
+
+def prepare_data(
+    data: Any,
+    prepared: Prepared,
+    args: SFTConfig,
+    *,
+    split: str,
+    formatting: Formatting | None = None,
+    at_most: int | None = None,
+) -> Dataset:
+    """Read and tokenise a data set for the prepared model."""
+    named = isinstance(data, str) and not Path(data).expanduser().is_file()
+    source = open_source(data, split=split if named else None, config=args.dataset_config, streaming=args.dataset_streaming)
+    if source.length is None and at_most is None:
+        raise UserError(f"{source.name} is a stream without a known end: set max_steps")
+    renderer = make_renderer(prepared.model, prepared.tokenizer, args)
+    console = Console(stderr=True)
+    long = (source.length or 0) >= LONG and console.is_terminal
+    with Progress(console=console, transient=True, disable=not long) as bar:
+        task = bar.add_task(f"tokenising {source.name}", total=source.length)
+        return read(
+            source,
+            renderer,
+            columns=args.columns,
+            text_field=args.dataset_text_field,
+            formatting=formatting,
+            at_most=at_most,
+            seen=lambda rows: bar.update(task, completed=rows),
+        )
+
+
+def make_renderer(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
+) -> Renderer:
+    """The renderer for this model's context length and vocabulary."""
+    core = unwrapped(model)
+    config = core.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or 1 << 20
+    if args.max_length is not None and args.max_length > positions:
+        raise UserError(f"max_length {args.max_length} is more than the model's {positions} positions")
+    return Renderer(
+        tokenizer,
+        max_length=args.max_length or positions,
+        overlength=args.overlength,
+        completion_only_loss=args.completion_only_loss,
+        last_turn_only=args.last_turn_only,
+        eos_token=args.eos_token,
+        vocabulary=core.get_input_embeddings().weight.shape[0],
+    )
+
+
+def prepare_network(prepared: Prepared, examples: Iterable[Example]) -> Network:
+    """The fastest exact way through this model, tried on these examples."""
+    if prepared.model.device.type == "cpu":  # type: ignore[union-attr]
+        hardware.keep_heap()
+    return look_at(prepared.model, list(examples), prepared.product_dtype)
+
+
+def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int) -> dict[str, Any]:
+    """What run.json says of model, precision, machine and versions."""
+    parameters = list(network.model.parameters())
+    template = prepared.tokenizer.chat_template
+    vocabulary = sorted(prepared.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return {
+        "config": args.to_dict(),
+        "model": {
+            "name": prepared.name,
+            "architecture": type(network.core).__name__,
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters}),
+            "products": str(network.product_dtype or parameters[0].dtype).removeprefix("torch."),
+            "packed": network.packed,
+            "notes": [*prepared.notes, *network.reasons],
+        },
+        "hashes": {
+            "chat_template": _digest(template if isinstance(template, str) else repr(template)),
+            "tokenizer": _digest(repr(vocabulary)),
+            "model_config": _digest(network.core.config.to_json_string(use_diff=False)),
+        },
+        "machine": {
+            "device": _device_name(network.device),
+            "threads": torch.get_num_threads(),
+            "micro_batch_tokens": budget,
+            "heap_kept": hardware.keep_heap() if network.device.type == "cpu" else False,
+        },
+        "versions": {
+            "surefoot": surefoot.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "cpu")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,268 @@
+"""SFTTrainer: the training loop, as a textbook would write it.
+
+For each step: predict, loss, backprop, update, log. What a step is stands in `step.py`; what is done between
+steps (evaluate, watch, log, save) in `between.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from surefoot.config import SFTConfig
+from surefoot.data.dataset import Dataset, Formatting
+from surefoot.data.rows import Example
+from surefoot.data.sampler import Sampler
+from surefoot.errors import UserError
+from surefoot.events import EndEvent, RunFolder, StartEvent, StepEvent
+from surefoot.model.load import save, stop_at
+from surefoot.train import hardware
+from surefoot.train.between import Between, Callbacks
+from surefoot.train.checkpoint import Progress
+from surefoot.train.evaluate import answer, evaluate, exact_match
+from surefoot.train.interrupt import Interrupted, asked_to_stop
+from surefoot.train.optim import Optimizers, build, schedule
+from surefoot.train.setup import describe, prepare_data, prepare_model, prepare_network
+from surefoot.train.step import NotFinite, losses, update
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+class SFTTrainer:
+    """Fine-tune a causal language model on what it should answer.
+
+    Args:
+        model: hub id, folder, .gguf file, embedded short name, or a model object (trained in place).
+        args: options; `SFTConfig()` if left out.
+        train_dataset: path, hub name, list of rows, or `datasets.Dataset` (also its iterable form).
+        eval_dataset: held-out rows, or a dict of them by name.
+        processing_class: the tokenizer; the model's own if left out.
+        peft_config: a PEFT configuration: only that adapter is trained.
+        callbacks: Hugging Face `TrainerCallback`s.
+        optimizers: an optimizer of your own (and a scheduler of its own) instead of `args.optim`.
+        formatting_func: from a row's columns to a row of a known shape, or to plain text.
+
+    Raises UserError, before any training, for whatever is wrong with model, options or rows.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module | None = None,
+        args: SFTConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        formatting_func: Formatting | None = None,
+    ) -> None:
+        self.args = args = args or SFTConfig()
+        self.run = RunFolder(args.output_dir)
+        self.prepared = prepare_model(model, args, processing_class, peft_config)
+        self.model = self.prepared.model
+        self.processing_class = self.prepared.tokenizer
+        self.train_data = self._read(train_dataset or args.dataset_name, "train", formatting_func)
+        self.eval_data = self._read_eval(eval_dataset or args.eval_dataset_name, formatting_func)
+        every = [self.train_data, *self.eval_data.values()]
+        if not any(every):
+            raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
+        ends = [end for data in every if data for end in data.ledger.turn_ends]
+        self.prepared.notes.extend(stop_at(self.model, self.processing_class, dict.fromkeys(ends)))
+        examples = next(data for data in every if data).examples
+        self.network = prepare_network(self.prepared, examples)
+        self.progress = Progress(
+            micro_batch_tokens=args.micro_batch_tokens or hardware.micro_batch_tokens(self.network.device)
+        )
+        self.callbacks = Callbacks(self.model, self.processing_class, args, callbacks or ())
+        self.state = self.callbacks.state
+        self._own_optimizer, self._own_scheduler = optimizers
+
+    # The loop ------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> dict[str, float]:
+        """Train to the end, and save the result in the run folder's `model/`.
+
+        Returns Hugging Face's closing metrics. Raises Interrupted, after saving, on SIGINT or SIGTERM, and
+        NotFinite before an update that would destroy the weights.
+        """
+        data, sampler, optimizers, total_steps = self._plan()
+        between = self._begin(resume_from_checkpoint, optimizers, sampler, total_steps)
+        started = time.perf_counter()
+        with asked_to_stop() as stop, between.listening():
+            for step in range(self.progress.step, total_steps):
+                self._set_learning_rate(optimizers, step, total_steps)
+                examples = data.of_rows(sampler.step(step))
+                done = self._step(optimizers, examples, step, sampler)
+                between.after(done)
+                if stop.signal is not None:
+                    between.save()
+                    between.end("interrupted", time.perf_counter() - started)
+                    raise Interrupted(stop.signal, self.progress.step, self.run.path)
+                if between.should_stop:
+                    break
+            between.restore_best()
+            self.save_model()
+            reason = "finished" if self.progress.step == total_steps else "stopped early"
+            return between.end(reason, time.perf_counter() - started)
+
+    def _step(
+        self, optimizers: Optimizers, examples: list[Example], step: int, sampler: Sampler
+    ) -> StepEvent:
+        """Predict, loss, backprop, update."""
+        started = time.perf_counter()
+        learning_rate = next(optimizers.groups())["lr"]
+        budget, seed = self.progress.micro_batch_tokens, self.args.seed * 1_000_003 + step * 1_009
+        found = losses(self.network, examples, budget, backprop=True, seed=seed)
+        try:
+            norm, factor = update(optimizers, self.args.max_grad_norm)
+        except NotFinite as error:
+            rows = ", ".join(dict.fromkeys(example.where for example in examples))
+            raise NotFinite(f"step {step + 1}: {error}; nothing was updated. Rows: {rows}") from None
+        seconds = time.perf_counter() - started
+        self.progress.step = step + 1
+        self.progress.num_tokens += found.tokens
+        return StepEvent(
+            step=step + 1,
+            epoch=round((step + 1) / sampler.steps_per_epoch, 6),
+            loss=found.loss,
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            clip_factor=factor,
+            token_accuracy=found.token_accuracy,
+            entropy=found.entropy,
+            tokens=found.tokens,
+            supervised=found.supervised,
+            num_tokens=self.progress.num_tokens,
+            micro_batches=found.micro_batches,
+            step_seconds=seconds,
+            tokens_per_second=found.tokens / seconds,
+            examples=[(e.where, e.loss, e.tokens) for e in found.examples],
+        )
+
+    def _plan(self) -> tuple[Dataset, Sampler, Optimizers, int]:
+        args, data = self.args, self.train_data
+        if data is None:
+            raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
+        shuffle = args.train_sampling_strategy == "random"
+        sampler = Sampler(len(data.rows), args.step_rows, args.seed, shuffle)
+        total = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * sampler.steps_per_epoch)
+        if self._own_optimizer is None:
+            optimizers = build(self.model, args)
+        else:
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            optimizers = Optimizers([self._own_optimizer], named)
+        return data, sampler, optimizers, max(1, total)
+
+    def _set_learning_rate(self, optimizers: Optimizers, step: int, total_steps: int) -> None:
+        if self._own_scheduler is None:
+            optimizers.set_factor(schedule(self.args, total_steps, step))
+        elif step > 0:
+            self._own_scheduler.step()
+
+    def _begin(
+        self, resume: bool | str | None, optimizers: Optimizers, sampler: Sampler, total_steps: int
+    ) -> Between:
+        """Claim the run folder, or go on where its newest checkpoint stands."""
+        resume = self.args.resume_from_checkpoint if resume is None else resume
+        between = Between(
+            run=self.run,
+            args=self.args,
+            network=self.network,
+            tokenizer=self.processing_class,
+            eval_data=self.eval_data,
+            optimizers=optimizers,
+            progress=self.progress,
+            callbacks=self.callbacks,
+            total_steps=total_steps,
+            steps_per_epoch=sampler.steps_per_epoch,
+        )
+        content = describe(self.prepared, self.network, self.args, self.progress.micro_batch_tokens)
+        content["data"] = {
+            name: {"fingerprint": data.fingerprint, "ledger": data.ledger.to_dict()} for name, data in self._named()
+        }
+        content["total_steps"] = total_steps
+        if resume:
+            self.progress = between.resume(resume)
+        else:
+            self.run.claim(self.args.overwrite_output_dir)
+        self.run.write_config(content)
+        between.start(
+            StartEvent(
+                step=self.progress.step,
+                total_steps=total_steps,
+                steps_per_epoch=sampler.steps_per_epoch,
+                resumed=bool(resume),
+            )
+        )
+        return between
+
+    # Everything else -----------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss, perplexity and token accuracy over the supervised tokens of the held-out rows.
+
+        With `eval_exact_match`, also the share of greedy answers that are exactly right.
+        """
+        held_out = self._read_eval(eval_dataset, None) if eval_dataset is not None else self.eval_data
+        if not held_out:
+            raise UserError("no rows to evaluate on: pass eval_dataset")
+        out = {}
+        for name, data in held_out.items():
+            prefix = metric_key_prefix if name == "eval" else f"{metric_key_prefix}_{name}"
+            found = evaluate(self.network, data.examples, self.progress.micro_batch_tokens)
+            if self.args.eval_exact_match:
+                limit = self.args.max_new_tokens
+                answers = answer(self.network, self.processing_class, data.examples, max_new_tokens=limit)
+                found["exact_match"] = exact_match(answers)
+            out.update({f"{prefix}_{key}": value for key, value in found.items()})
+        return out
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Save as an ordinary Hugging Face folder (an adapter folder with PEFT); default: RUN/model."""
+        save(self.model, self.processing_class, Path(output_dir) if output_dir else self.run.model)
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a Hugging Face callback."""
+        self.callbacks.handler.add_callback(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Remove a Hugging Face callback."""
+        self.callbacks.handler.remove_callback(callback)
+
+    def ledgers(self) -> Iterator[str]:
+        """What became of the rows, in words."""
+        for _, data in self._named():
+            yield from data.ledger.lines()
+
+    def notes(self) -> list[str]:
+        """What had to be decided for this model, in words."""
+        return [*self.prepared.notes, *self.network.reasons]
+
+    def _named(self) -> Iterator[tuple[str, Dataset]]:
+        if self.train_data is not None:
+            yield "train", self.train_data
+        yield from self.eval_data.items()
+
+    def _read(self, data: Any, kind: str, formatting: Formatting | None) -> Dataset | None:
+        if data is None:
+            return None
+        args = self.args
+        split = args.dataset_train_split if kind == "train" else args.dataset_test_split
+        at_most = args.max_steps * args.step_rows if args.max_steps > 0 and kind == "train" else None
+        return prepare_data(data, self.prepared, args, split=split, formatting=formatting, at_most=at_most)
+
+    def _read_eval(self, data: Any, formatting: Formatting | None) -> dict[str, Dataset]:
+        if data is None and self.args.eval_strategy != "no":
+            data = self.args.dataset_name  # its test split
+            if data is None or Path(data).is_file():
+                raise UserError(f"eval_strategy={self.args.eval_strategy} needs held-out rows: eval_dataset_name")
+        parts = data if isinstance(data, dict) and not hasattr(data, "column_names") else {"eval": data}
+        read = {name: self._read(part, "eval", formatting) for name, part in parts.items()}
+        return {name: part for name, part in read.items() if part is not None}
