@@ -225,13 +225,17 @@ class SFTConfig(BaseModel):
         known = ("loss", "perplexity", "token_accuracy", "exact_match")
         name = value.removeprefix("eval_")
         if name not in known:
-            raise ValueError(f"unknown metric '{value}'.{nearest(name, known)} Known: eval_{', eval_'.join(known)}")
+            raise ValueError(
+                f"unknown metric '{value}'.{nearest(name, known)} Known: eval_{', eval_'.join(known)}"
+            )
         return "eval_" + name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.load_best_model_at_end and self.eval_strategy == "no":
-            raise ValueError("load_best_model_at_end needs evaluations to compare: set eval_strategy=steps or epoch")
+            raise ValueError(
+                "load_best_model_at_end needs evaluations to compare: set eval_strategy=steps or epoch"
+            )
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience counts evaluations: set eval_strategy=steps or epoch")
         if self.dataset_streaming and self.max_steps <= 0:
@@ -287,10 +291,15 @@ def _translate_precision(given: dict[str, Any]) -> None:
     for name in ("dtype", "torch_dtype"):
         value = str(given.pop(name, None) or "auto").removeprefix("torch.")
         if value not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"{name}: surefoot trains in fp32 or bf16; use precision=fp32, bf16 or pure-bf16")
+            raise ValueError(
+                f"{name}: surefoot trains in fp32 or bf16; use precision=fp32, bf16 or pure-bf16"
+            )
         if value == "bfloat16" and given.get("precision") is None:
-            warnings.warn(f"{name}=bfloat16 stores weights in bf16 and loses small updates; precision=bf16 keeps "
-                          "them in fp32 with bf16 products, at the same speed. Using that.", stacklevel=5)
+            warnings.warn(
+                f"{name}=bfloat16 stores weights in bf16 and loses small updates; precision=bf16 keeps "
+                "them in fp32 with bf16 products, at the same speed. Using that.",
+                stacklevel=5,
+            )
             given["precision"] = "bf16"
 
 
@@ -326,7 +335,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: a recipe is a list of `option: value` lines")
     unknown = sorted(set(content) - set(SFTConfig.model_fields) - set(SUPERSEDED) - set(REFUSED) - TRANSLATED)
     if unknown:
-        raise UserError(f"{path}: unknown option '{unknown[0]}'.{nearest(unknown[0], SFTConfig.model_fields)}")
+        raise UserError(
+            f"{path}: unknown option '{unknown[0]}'.{nearest(unknown[0], SFTConfig.model_fields)}"
+        )
     return content
 
 

@@ -1,9 +1,9 @@
 """The run folder and its events: the only interface between training and everything that looks at it.
 
-    run.json         config as resolved, versions, hashes, the data ledger
-    events.jsonl     one typed record a line, appended as it happens
-    checkpoints/     to resume from
-    model/           the result
+run.json         config as resolved, versions, hashes, the data ledger
+events.jsonl     one typed record a line, appended as it happens
+checkpoints/     to resume from
+model/           the result
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ import torch
 
 from surefoot.data.rows import Example
 
+BLOCK = 16
+"""Trees whose lengths differ by less than this stand side by side in attention."""
+
 
 @dataclass(frozen=True)
 class Forest:
@@ -46,6 +49,35 @@ class Forest:
         """(first slot, one past the last slot) of each tree, in order."""
         starts = (self.position_T == 0).nonzero().flatten().tolist()
         return list(zip(starts, [*starts[1:], len(self.ids_T)], strict=True))
+
+    @cached_property
+    def blocks(self) -> list[torch.Tensor]:
+        """Trees of similar length side by side: int64 slots [B, L], shorter trees padded with slot 0 on the
+        right. A block's lengths differ by less than `BLOCK` or an eighth."""
+        return self._blocks_and_place[0]
+
+    @cached_property
+    def place_T(self) -> torch.Tensor:
+        """int64 [T], where each slot stands in the flattened, concatenated blocks."""
+        return self._blocks_and_place[1]
+
+    @cached_property
+    def _blocks_and_place(self) -> tuple[list[torch.Tensor], torch.Tensor]:
+        trees = sorted(self.trees, key=lambda tree: tree[1] - tree[0])
+        blocks, place, filled = [], np.empty(len(self.ids_T), np.int64), 0
+        while trees:
+            shortest = trees[0][1] - trees[0][0]
+            limit = shortest + max(BLOCK, shortest // 8)
+            block = [tree for tree in trees if tree[1] - tree[0] < limit]
+            trees = trees[len(block) :]
+            width = max(end - start for start, end in block)
+            slots_BL = np.zeros((len(block), width), np.int64)
+            for row, (start, end) in enumerate(block):
+                slots_BL[row, : end - start] = np.arange(start, end)
+                place[start:end] = filled + row * width + np.arange(end - start)
+            filled += slots_BL.size
+            blocks.append(torch.from_numpy(slots_BL).to(self.ids_T.device))
+        return blocks, torch.from_numpy(place).to(self.ids_T.device)
 
     def to(self, device: torch.device) -> Forest:
         """The same forest on `device`."""

@@ -124,13 +124,17 @@ class Renderer:
         for index in supervised:
             prompt = self.template(messages[:index], record, where, add_generation_prompt=True)
             whole = self.template(messages[: index + 1], record, where)
-            completion = whole[len(prompt) :] if whole.startswith(prompt) else _thought(prompt, whole, messages[index])
+            completion = (
+                whole[len(prompt) :] if whole.startswith(prompt) else _thought(prompt, whole, messages[index])
+            )
             if completion is None:
                 raise UserError(_cannot_learn(prompt, whole, index, where))
             turns.append(Turn(prompt, completion, literals, _kind(messages[index]), begin=False))
         return turns
 
-    def template(self, messages: Sequence[dict[str, Any]], record: Conversation, where: str, **how: Any) -> str:
+    def template(
+        self, messages: Sequence[dict[str, Any]], record: Conversation, where: str, **how: Any
+    ) -> str:
         """The chat template's text for `messages`; its errors become errors of the row."""
         if not self.tokenizer.chat_template:
             raise UserError(
@@ -143,12 +147,16 @@ class Renderer:
                 list(messages), tools=record.tools, tokenize=False, **how, **record.template_kwargs
             )
         except Exception as error:
-            raise UserError(f"{where}: the model's chat template refuses this conversation: {error}") from error
+            raise UserError(
+                f"{where}: the model's chat template refuses this conversation: {error}"
+            ) from error
         assert isinstance(text, str)
         return text
 
     def _plain(self, record: PlainText) -> Turn:
-        completion = record.completion if record.completion.endswith(self.eos) else record.completion + self.eos
+        completion = (
+            record.completion if record.completion.endswith(self.eos) else record.completion + self.eos
+        )
         prompt = record.prompt
         kind = "completions" if prompt else "plain text"
         if not self.completion_only_loss:
@@ -172,7 +180,11 @@ class Renderer:
         out = []
         for message in messages:
             content = message.get("content")
-            if message["role"] in ("user", "tool") and isinstance(content, str) and self.control.search(content):
+            if (
+                message["role"] in ("user", "tool")
+                and isinstance(content, str)
+                and self.control.search(content)
+            ):
                 message = {**message, "content": self.control.sub(mark, content)}
                 self.ledger.note("text spells a control token; it stays text", where)
             out.append(message)
@@ -203,7 +215,9 @@ class Renderer:
             literal = i % 2 == 1
             piece = literals[int(part)] if literal else part
             if piece:
-                out += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
+                out += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=literal)[
+                    "input_ids"
+                ]
         return out
 
     def _tokenised(self, turn: Turn, prompt: list[int], whole: list[int], row: int, where: str) -> Example:
@@ -211,7 +225,9 @@ class Renderer:
             completion = whole[len(prompt) :]
         else:
             completion = self.tokenizer(turn.completion, add_special_tokens=False)["input_ids"]
-            self.ledger.note("the tokenizer merges across the prompt's end; completion tokenised on its own", where)
+            self.ledger.note(
+                "the tokenizer merges across the prompt's end; completion tokenised on its own", where
+            )
         completion = self._until_turn_end(completion, where)
         return Example(np.array(prompt, np.int32), np.array(completion, np.int32), row, where)
 
@@ -287,11 +303,14 @@ def _thought(prompt: str, whole: str, message: dict[str, Any]) -> str | None:
 
 
 def _cannot_learn(prompt: str, whole: str, index: int, where: str) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
+        min(len(prompt), len(whole)),
+    )
     return (
         f"{where}: message {index} cannot be learned as it will be asked for: at inference the prompt goes on "
         f"{prompt[same:][:60]!r}, but the chat template writes {whole[same:][:60]!r} there. Pass "
-        "chat_template_kwargs with the row (such as {\"enable_thinking\": false}), or a chat_template_path whose "
+        'chat_template_kwargs with the row (such as {"enable_thinking": false}), or a chat_template_path whose '
         "generation prompt is how it writes an assistant's turn"
     )
 

@@ -1,11 +1,11 @@
 """Attention over a forest, plugged into Hugging Face models by `AttentionInterface`.
 
 The whole micro-batch is one sequence [1, H, T, Dh] to the model; here each tree attends only to itself.
-CPU: one `scaled_dot_product_attention` a tree, straight on the slots. CUDA: `varlen_attn`, one call for all.
-What those cannot do (soft-capping, attention sinks, a window shorter than the tree) goes through
-`plain_attention`, which defines the others.
+CUDA: `varlen_attn`, one call for all trees. CPU: long trees one `scaled_dot_product_attention` each; short
+ones, where that kernel is 3-6 times slower than plain products, side by side through `plain_attention`, which
+defines the others and does what they cannot (soft-capping, sinks, a window shorter than the tree).
 
-Shapes: T slots, H query heads, G key/value heads, Dh head width, L slots of a tree.
+Shapes: T slots, H query heads, G key/value heads, Dh head width, B trees of a block, L slots of its longest tree.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from surefoot.data.forest import Forest
 
 NAME = "surefoot"
+SHORT = 128
+"""Slots up to which plain products beat the fused kernel on a CPU (measured; see LOG.md)."""
 
 
 class CannotAttend(Exception):  # noqa: N818
@@ -28,9 +30,9 @@ class CannotAttend(Exception):  # noqa: N818
 
 
 def plain_attention(
-    query_HLD: torch.Tensor,
-    key_GLD: torch.Tensor,
-    value_GLD: torch.Tensor,
+    query_BHLD: torch.Tensor,
+    key_BGLD: torch.Tensor,
+    value_BGLD: torch.Tensor,
     *,
     scale: float,
     window: int | None = None,
@@ -38,30 +40,33 @@ def plain_attention(
     sinks_H: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Causal attention of one tree without branches, [H, L, Dh], softmax in at least float32.
+    """Causal attention of trees without branches, [B, H, L, Dh], softmax in at least float32.
 
     `window` w: slot q sees slot k iff q − w < k <= q. `softcap` c: scores become c · tanh(score / c).
     `sinks_H`: one more score for each head that takes probability and gives no value (gpt-oss).
+    Shorter trees are padded on the right: no slot sees what comes after it, so the padding needs no mask.
     """
-    heads, length = query_HLD.shape[:2]
-    groups = heads // key_GLD.shape[0]
-    key_HLD, value_HLD = (x.repeat_interleave(groups, dim=0) for x in (key_GLD, value_GLD))
-    scores_HLL = query_HLD @ key_HLD.transpose(1, 2) * scale
+    batch, heads, length, width = query_BHLD.shape
+    groups = key_BGLD.shape[1]
+    # Heads that share a key/value head become more rows of one product.
+    query_BGRD = query_BHLD.reshape(batch, groups, -1, width)
+    scores_BHLL = (query_BGRD @ key_BGLD.transpose(2, 3)).view(batch, heads, length, length)
+    exact = torch.float64 if scores_BHLL.dtype == torch.float64 else torch.float32
+    scores_BHLL = scores_BHLL.to(exact) * scale
     if softcap is not None:
-        scores_HLL = torch.tanh(scores_HLL / softcap) * softcap
-    place = torch.arange(length, device=query_HLD.device)
+        scores_BHLL = torch.tanh(scores_BHLL / softcap) * softcap
+    place = torch.arange(length, device=query_BHLD.device)
     distance_LL = place[:, None] - place[None, :]
     hidden_LL = distance_LL < 0 if window is None else (distance_LL < 0) | (distance_LL >= window)
-    scores_HLL = scores_HLL.masked_fill(hidden_LL, float("-inf"))
-    if scores_HLL.dtype != torch.float64:
-        scores_HLL = scores_HLL.float()
+    scores_BHLL = scores_BHLL.masked_fill(hidden_LL, float("-inf"))
     if sinks_H is None:
-        p_HLL = scores_HLL.softmax(-1)
+        p_BHLL = scores_BHLL.softmax(-1)
     else:
-        sinks_HL1 = sinks_H.to(scores_HLL.dtype)[:, None, None].expand(heads, length, 1)
-        p_HLL = torch.cat([scores_HLL, sinks_HL1], -1).softmax(-1)[..., :-1]
-    p_HLL = F.dropout(p_HLL, dropout) if dropout else p_HLL
-    return p_HLL.to(value_HLD.dtype) @ value_HLD
+        sinks_BHL1 = sinks_H.to(exact)[None, :, None, None].expand(batch, heads, length, 1)
+        p_BHLL = torch.cat([scores_BHLL, sinks_BHL1], -1).softmax(-1)[..., :-1]
+    p_BHLL = F.dropout(p_BHLL, dropout) if dropout else p_BHLL
+    p_BGRL = p_BHLL.to(value_BGLD.dtype).reshape(batch, groups, -1, length)
+    return (p_BGRL @ value_BGLD).view(batch, heads, length, value_BGLD.shape[-1])
 
 
 def forest_attention(
@@ -101,21 +106,22 @@ def forest_attention(
     plain = softcap is not None or s_aux is not None or query.shape[-1] != value.shape[-1]
     if not plain and not dropout and value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query[0], key[0], value[0], forest, scale, window)[None], None
+    short = value.device.type == "cpu" and longest <= SHORT
     out = []
-    for start, end in forest.trees:
-        tree = [x[0, :, start:end] for x in (query, key, value)]
-        if plain or (window is not None and window < end - start):
+    for slots_BL in forest.blocks:
+        block = [x[0][:, slots_BL].transpose(0, 1) for x in (query, key, value)]
+        if plain or short or (window is not None and window < slots_BL.shape[1]):
             kwargs = {"window": window, "softcap": softcap, "sinks_H": s_aux, "dropout": dropout}
-            out.append(plain_attention(*tree, scale=scale, **kwargs))
+            out.append(plain_attention(*block, scale=scale, **kwargs))
         else:
-            q, k, v = (x[None] for x in tree)
-            grouped = q.shape[1] != k.shape[1]
+            grouped = query.shape[1] != key.shape[1]
             out.append(
                 F.scaled_dot_product_attention(
-                    q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
-                )[0]
+                    *block, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
+                )
             )
-    return torch.cat(out, dim=1).transpose(0, 1)[None], None
+    flat = torch.cat([block_BHLD.transpose(1, 2).flatten(0, 1) for block_BHLD in out])
+    return flat[forest.place_T][None], None
 
 
 def _varlen(

@@ -83,7 +83,9 @@ def locate(name: str) -> Path:
     if path.suffix == ".gguf" and path.is_file():
         return path
     if path.exists():
-        raise UserError(f"{name}: a model is a folder, a .gguf file or a hub id; this is another kind of file")
+        raise UserError(
+            f"{name}: a model is a folder, a .gguf file or a hub id; this is another kind of file"
+        )
     if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf" or name.count("/") > 1:
         near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise UserError(f"{name}: no such file or folder.{near}")
@@ -191,7 +193,9 @@ def prepare_tokenizer(
     rows = core.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         core.resize_token_embeddings(len(tokenizer))
-        notes.append(f"embeddings resized from {rows:,} to {len(tokenizer):,} rows for the tokenizer's new tokens")
+        notes.append(
+            f"embeddings resized from {rows:,} to {len(tokenizer):,} rows for the tokenizer's new tokens"
+        )
     return notes
 
 
@@ -207,7 +211,9 @@ def _template(path: str) -> str:
     return template
 
 
-def stop_at(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, turn_ends: Iterable[str]) -> list[str]:
+def stop_at(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, turn_ends: Iterable[str]
+) -> list[str]:
     """Make generation stop at every token that ended a learned turn; returns what is worth saying."""
     generation = unwrapped(model).generation_config
     known = generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id

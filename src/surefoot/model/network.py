@@ -108,7 +108,9 @@ def head_of(model: PreTrainedModel) -> Head | None:
     return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def look_at(model: torch.nn.Module, examples: Sequence[Example], product_dtype: torch.dtype | None) -> Network:
+def look_at(
+    model: torch.nn.Module, examples: Sequence[Example], product_dtype: torch.dtype | None
+) -> Network:
     """The fastest way through `model` that gives its own logits on some of `examples`.
 
     Compares, without autocast and dropout, the logits of the fast path with those of the model's own forward,
@@ -153,7 +155,9 @@ def _choose(network: Network, forest: Forest, tolerance: float) -> Network:
         if packed:
             reasons.append(f"rows run one at a time: packed together, their logits are off by {off:.1e}")
         else:
-            reasons.append(f"the head's formula is not known (off by {off:.1e}): the model computes its logits")
+            reasons.append(
+                f"the head's formula is not known (off by {off:.1e}): the model computes its logits"
+            )
     return replace(network, packed=False, head=None, reasons=tuple(reasons))
 
 

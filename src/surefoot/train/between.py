@@ -51,13 +51,17 @@ class Callbacks:
         self.control = TrainerControl()
         reporters = _reporters(args.report_to)
         # The handler wants the flow callback to be there; when to log and save is decided here, not by it.
-        self.handler = CallbackHandler([DefaultFlowCallback, *reporters, *callbacks], model, tokenizer, None, None)
+        self.handler = CallbackHandler(
+            [DefaultFlowCallback, *reporters, *callbacks], model, tokenizer, None, None
+        )
         self.handler.remove_callback(DefaultFlowCallback)
         self.tell("on_init_end")
 
     def tell(self, event: str, **what: Any) -> None:
         """Call `event` on every callback."""
-        self.control = self.handler.call_event(event, self.args, self.state, self.control, **what) or self.control
+        self.control = (
+            self.handler.call_event(event, self.args, self.state, self.control, **what) or self.control
+        )
 
 
 def _reporters(report_to: str | list[str]) -> list[type[TrainerCallback]]:
@@ -131,7 +135,9 @@ class Between:
         """Put weights, optimizer and progress back from a checkpoint, and cut the events to match."""
         path = checkpoint.newest(self.run.checkpoints) if resume is True else Path(str(resume))
         if path is None:
-            raise UserError(f"{self.run.path} has no checkpoint to continue from; run without resume_from_checkpoint")
+            raise UserError(
+                f"{self.run.path} has no checkpoint to continue from; run without resume_from_checkpoint"
+            )
         self.progress = checkpoint.load(path, self.network.model, self.optimizers)
         if path.parent == self.run.checkpoints:
             self.run.keep_events(self.progress.events_size)
@@ -148,7 +154,11 @@ class Between:
         if epoch_ends:
             self.callbacks.tell("on_epoch_end")
         control, last = self.callbacks.control, done.step == self.total_steps
-        if self._due(args.logging_steps) or control.should_log or (args.logging_first_step and done.step == 1):
+        if (
+            self._due(args.logging_steps)
+            or control.should_log
+            or (args.logging_first_step and done.step == 1)
+        ):
             self.log(done)
         if self._due(args.watch_steps or args.logging_steps) or last:
             self.watch()
@@ -217,7 +227,9 @@ class Between:
                 found.update(self._answers(data))
             prefix = "eval" if name == "eval" else f"eval_{name}"
             metrics = {f"{prefix}_{key}": value for key, value in found.items()}
-            better_here = number == 0 and self._is_best(found[self.args.metric_for_best_model.removeprefix("eval_")])
+            better_here = number == 0 and self._is_best(
+                found[self.args.metric_for_best_model.removeprefix("eval_")]
+            )
             better = better or better_here
             self.emit(
                 EvalEvent(
@@ -239,7 +251,11 @@ class Between:
         for one in answers[: args.eval_samples]:
             self.emit(
                 SampleEvent(
-                    step=self.progress.step, where=one.where, prompt=one.prompt, answer=one.answer, want=one.want
+                    step=self.progress.step,
+                    where=one.where,
+                    prompt=one.prompt,
+                    answer=one.answer,
+                    want=one.want,
                 )
             )
         return {"exact_match": exact_match(answers)} if args.eval_exact_match else {}

@@ -41,7 +41,10 @@ def evaluating(network: Network) -> Iterator[None]:
     training = network.model.training
     network.model.eval()
     try:
-        with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []),
+            torch.no_grad(),
+        ):
             yield
     finally:
         network.model.train(training)

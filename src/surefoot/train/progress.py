@@ -21,13 +21,13 @@ class ProgressBar:
         if isinstance(event, StartEvent):
             self._start(event)
         elif isinstance(event, StepEvent) and self.bar is not None:
-            said = (
-                f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {event.tokens_per_second:,.0f} tokens/s"
-            )
+            said = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {event.tokens_per_second:,.0f} tokens/s"
             self.bar.update(self.bar.task_ids[0], completed=event.step, said=said)
         elif isinstance(event, EvalEvent) and self.bar is not None:
             metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
-            self.bar.console.print(f"step {event.step}: {event.name}  {metrics}{'  (best)' if event.best else ''}")
+            self.bar.console.print(
+                f"step {event.step}: {event.name}  {metrics}{'  (best)' if event.best else ''}"
+            )
         elif isinstance(event, EndEvent):
             self.close()
 

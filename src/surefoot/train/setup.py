@@ -119,7 +119,9 @@ def prepare_data(
 ) -> Dataset:
     """Read and tokenise a data set for the prepared model."""
     named = isinstance(data, str) and not Path(data).expanduser().is_file()
-    source = open_source(data, split=split if named else None, config=args.dataset_config, streaming=args.dataset_streaming)
+    source = open_source(
+        data, split=split if named else None, config=args.dataset_config, streaming=args.dataset_streaming
+    )
     if source.length is None and at_most is None:
         raise UserError(f"{source.name} is a stream without a known end: set max_steps")
     renderer = make_renderer(prepared.model, prepared.tokenizer, args)
@@ -138,9 +140,7 @@ def prepare_data(
         )
 
 
-def make_renderer(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
-) -> Renderer:
+def make_renderer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> Renderer:
     """The renderer for this model's context length and vocabulary."""
     core = unwrapped(model)
     config = core.config.get_text_config()

@@ -19,7 +19,7 @@ from surefoot.data.dataset import Dataset, Formatting
 from surefoot.data.rows import Example
 from surefoot.data.sampler import Sampler
 from surefoot.errors import UserError
-from surefoot.events import EndEvent, RunFolder, StartEvent, StepEvent
+from surefoot.events import RunFolder, StartEvent, StepEvent
 from surefoot.model.load import save, stop_at
 from surefoot.train import hardware
 from surefoot.train.between import Between, Callbacks
@@ -152,7 +152,9 @@ class SFTTrainer:
             raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
         shuffle = args.train_sampling_strategy == "random"
         sampler = Sampler(len(data.rows), args.step_rows, args.seed, shuffle)
-        total = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * sampler.steps_per_epoch)
+        total = (
+            args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * sampler.steps_per_epoch)
+        )
         if self._own_optimizer is None:
             optimizers = build(self.model, args)
         else:
@@ -185,7 +187,8 @@ class SFTTrainer:
         )
         content = describe(self.prepared, self.network, self.args, self.progress.micro_batch_tokens)
         content["data"] = {
-            name: {"fingerprint": data.fingerprint, "ledger": data.ledger.to_dict()} for name, data in self._named()
+            name: {"fingerprint": data.fingerprint, "ledger": data.ledger.to_dict()}
+            for name, data in self._named()
         }
         content["total_steps"] = total_steps
         if resume:
@@ -262,7 +265,9 @@ class SFTTrainer:
         if data is None and self.args.eval_strategy != "no":
             data = self.args.dataset_name  # its test split
             if data is None or Path(data).is_file():
-                raise UserError(f"eval_strategy={self.args.eval_strategy} needs held-out rows: eval_dataset_name")
+                raise UserError(
+                    f"eval_strategy={self.args.eval_strategy} needs held-out rows: eval_dataset_name"
+                )
         parts = data if isinstance(data, dict) and not hasattr(data, "column_names") else {"eval": data}
         read = {name: self._read(part, "eval", formatting) for name, part in parts.items()}
         return {name: part for name, part in read.items() if part is not None}
