@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -301,6 +301,17 @@ def _translate_precision(given: dict[str, Any]) -> None:
                 stacklevel=5,
             )
             given["precision"] = "bf16"
+
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def checked(options: type[Options], given: dict[str, Any]) -> Options:
+    """`options(**given)`, with what is wrong said as a UserError."""
+    try:
+        return options(**given)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
 
 
 def explain(error: ValidationError) -> str:

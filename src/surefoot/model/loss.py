@@ -55,7 +55,7 @@ def loss_dtype(dtype: torch.dtype) -> torch.dtype:
 def naive_loss(logits_NV: torch.Tensor, label_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
     """Σ weight · cross_entropy(logits, label): the definition, and the path for heads of unknown form."""
     logits_NV = logits_NV.to(loss_dtype(logits_NV.dtype))
-    return (F.cross_entropy(logits_NV, label_N, reduction="none") * weight_N).sum()
+    return (F.cross_entropy(logits_NV, label_N, reduction="none") * weight_N.to(logits_NV.dtype)).sum()
 
 
 @torch.no_grad()
@@ -86,10 +86,7 @@ def target_loss(
 
     Returns the loss (a scalar with a gradient) and the per-target statistics.
     """
-    if hidden_ND.requires_grad or head.weight_VD.requires_grad:
-        grad = torch.is_grad_enabled()
-    else:
-        grad = False
+    grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad)
     chunk = chunk or max(64, CHUNK_ELEMENTS // len(head.weight_VD))
     loss, nll_N, correct_N, entropy_N = _TargetLoss.apply(
         hidden_ND, head.weight_VD, head.bias_V, head, label_N, weight_N, product_dtype, chunk, grad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,7 +47,7 @@ def save(folder: Path, model: torch.nn.Module, optimizers: Optimizers, progress:
     save_file(tensors, partial / "optimizer.safetensors")
     content = {"progress": asdict(progress), "optimizer": plain}
     (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
-    os.replace(partial, final)
+    partial.replace(final)
     return final
 
 

@@ -20,7 +20,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset, Formatting, read
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Example
-from surefoot.data.sources import open_source
+from surefoot.data.sources import Source, open_source
 from surefoot.errors import UserError
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
@@ -108,22 +108,25 @@ def _set_precision(model: torch.nn.Module, precision: str | None, place: torch.d
     return torch.bfloat16
 
 
-def prepare_data(
-    data: Any,
-    prepared: Prepared,
-    args: SFTConfig,
-    *,
-    split: str,
-    formatting: Formatting | None = None,
-    at_most: int | None = None,
-) -> Dataset:
-    """Read and tokenise a data set for the prepared model."""
+def open_data(data: Any, split: str, args: SFTConfig, at_most: int | None = None) -> Source:
+    """Find the rows; nothing of them is read yet but what tells that they are there."""
     named = isinstance(data, str) and not Path(data).expanduser().is_file()
     source = open_source(
         data, split=split if named else None, config=args.dataset_config, streaming=args.dataset_streaming
     )
     if source.length is None and at_most is None:
         raise UserError(f"{source.name} is a stream without a known end: set max_steps")
+    return source
+
+
+def read_data(
+    source: Source,
+    prepared: Prepared,
+    args: SFTConfig,
+    formatting: Formatting | None,
+    at_most: int | None = None,
+) -> Dataset:
+    """Read and tokenise rows for the prepared model; long work shows a bar."""
     renderer = make_renderer(prepared.model, prepared.tokenizer, args)
     console = Console(stderr=True)
     long = (source.length or 0) >= LONG and console.is_terminal

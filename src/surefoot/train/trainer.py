@@ -18,6 +18,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset, Formatting
 from surefoot.data.rows import Example
 from surefoot.data.sampler import Sampler
+from surefoot.data.sources import Source
 from surefoot.errors import UserError
 from surefoot.events import RunFolder, StartEvent, StepEvent
 from surefoot.model.load import save, stop_at
@@ -27,7 +28,7 @@ from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.interrupt import Interrupted, asked_to_stop
 from surefoot.train.optim import Optimizers, build, schedule
-from surefoot.train.setup import describe, prepare_data, prepare_model, prepare_network
+from surefoot.train.setup import describe, open_data, prepare_model, prepare_network, read_data
 from surefoot.train.step import NotFinite, losses, update
 
 if TYPE_CHECKING:
@@ -65,18 +66,22 @@ class SFTTrainer:
     ) -> None:
         self.args = args = args or SFTConfig()
         self.run = RunFolder(args.output_dir)
+        self._formatting = formatting_func
+        self._at_most = args.max_steps * args.step_rows if args.max_steps > 0 else None
+        rows = train_dataset if train_dataset is not None else args.dataset_name
+        source = open_data(rows, args.dataset_train_split, args, self._at_most) if rows is not None else None
+        held_out = self._open_eval(eval_dataset if eval_dataset is not None else args.eval_dataset_name)
+        if source is None and not held_out:
+            raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
         self.prepared = prepare_model(model, args, processing_class, peft_config)
         self.model = self.prepared.model
         self.processing_class = self.prepared.tokenizer
-        self.train_data = self._read(train_dataset or args.dataset_name, "train", formatting_func)
-        self.eval_data = self._read_eval(eval_dataset or args.eval_dataset_name, formatting_func)
-        every = [self.train_data, *self.eval_data.values()]
-        if not any(every):
-            raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
-        ends = [end for data in every if data for end in data.ledger.turn_ends]
-        self.prepared.notes.extend(stop_at(self.model, self.processing_class, dict.fromkeys(ends)))
-        examples = next(data for data in every if data).examples
-        self.network = prepare_network(self.prepared, examples)
+        self.train_data = self._read(source, self._at_most) if source is not None else None
+        self.eval_data = {name: self._read(part) for name, part in held_out.items()}
+        data = [part for _, part in self._named()]
+        ends = dict.fromkeys(end for part in data for end in part.ledger.turn_ends)
+        self.prepared.notes.extend(stop_at(self.model, self.processing_class, ends))
+        self.network = prepare_network(self.prepared, data[0].examples)
         self.progress = Progress(
             micro_batch_tokens=args.micro_batch_tokens or hardware.micro_batch_tokens(self.network.device)
         )
@@ -213,7 +218,9 @@ class SFTTrainer:
 
         With `eval_exact_match`, also the share of greedy answers that are exactly right.
         """
-        held_out = self._read_eval(eval_dataset, None) if eval_dataset is not None else self.eval_data
+        held_out = self.eval_data
+        if eval_dataset is not None:
+            held_out = {name: self._read(part) for name, part in self._open_eval(eval_dataset).items()}
         if not held_out:
             raise UserError("no rows to evaluate on: pass eval_dataset")
         out = {}
@@ -253,21 +260,14 @@ class SFTTrainer:
             yield "train", self.train_data
         yield from self.eval_data.items()
 
-    def _read(self, data: Any, kind: str, formatting: Formatting | None) -> Dataset | None:
-        if data is None:
-            return None
-        args = self.args
-        split = args.dataset_train_split if kind == "train" else args.dataset_test_split
-        at_most = args.max_steps * args.step_rows if args.max_steps > 0 and kind == "train" else None
-        return prepare_data(data, self.prepared, args, split=split, formatting=formatting, at_most=at_most)
+    def _read(self, source: Source, at_most: int | None = None) -> Dataset:
+        return read_data(source, self.prepared, self.args, self._formatting, at_most)
 
-    def _read_eval(self, data: Any, formatting: Formatting | None) -> dict[str, Dataset]:
-        if data is None and self.args.eval_strategy != "no":
-            data = self.args.dataset_name  # its test split
+    def _open_eval(self, data: Any) -> dict[str, Source]:
+        args = self.args
+        if data is None and args.eval_strategy != "no":
+            data = args.dataset_name  # its test split
             if data is None or Path(data).is_file():
-                raise UserError(
-                    f"eval_strategy={self.args.eval_strategy} needs held-out rows: eval_dataset_name"
-                )
-        parts = data if isinstance(data, dict) and not hasattr(data, "column_names") else {"eval": data}
-        read = {name: self._read(part, "eval", formatting) for name, part in parts.items()}
-        return {name: part for name, part in read.items() if part is not None}
+                raise UserError(f"eval_strategy={args.eval_strategy} needs held-out rows: eval_dataset_name")
+        parts = data if isinstance(data, dict) else {"eval": data} if data is not None else {}
+        return {name: open_data(part, args.dataset_test_split, args) for name, part in parts.items()}

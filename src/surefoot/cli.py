@@ -1,0 +1,65 @@
+"""The command line: choose the command, run it, turn errors into exit statuses.
+
+0 done, 2 the user's input is wrong (one message, no traceback), 130/143 interrupted and saved, 1 anything else.
+Nothing heavy is imported here, so that `surefoot --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import surefoot
+from surefoot.errors import UserError, nearest
+
+COMMANDS = {
+    "train": "fine-tune a model on rows of what it should answer",
+    "preview": "show how rows become tokens: what is prompt, what is learned, what is dropped",
+    "evaluate": "loss, perplexity, token accuracy and exact answers on held-out rows",
+    "chat": "talk to a model or to a run's result",
+    "compare": "answers before and after, side by side",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"surefoot {surefoot.__version__}")
+        return 0
+    name, rest = argv[0], list(argv[1:])
+    try:
+        if name not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise UserError(f"unknown command '{name}'.{nearest(name, COMMANDS)} Commands: {known}")
+        status = import_module(f"surefoot.commands.{name}").run(rest)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); say nothing, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("surefoot: interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "usage: surefoot COMMAND ...",
+        "",
+        "Supervised fine-tuning of language models: exact, fast, and seen.",
+        "",
+        *(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()),
+        "",
+        "surefoot COMMAND --help tells a command's options; every command takes --json.",
+    ]
+    return "\n".join(lines)

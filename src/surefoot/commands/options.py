@@ -1,0 +1,143 @@
+"""A class of options → flags, help and values, by pydantic-settings."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from surefoot.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What the user typed."""
+
+    options: dict[str, Any]
+    """Only those given; text still, to be validated by the class."""
+    positional: dict[str, Any]
+    json: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def parse(
+    options: type[BaseModel],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    positional: dict[str, tuple[str, str]] | None = None,
+    also_known: Sequence[str] = (),
+) -> Parsed:
+    """Read `argv` by the fields of `options`.
+
+    Args:
+        options: a pydantic model; its fields are the flags, their docstrings the help.
+        positional: name → (nargs, help) of arguments without a flag.
+        also_known: flags that are no fields but that the class knows how to answer.
+
+    Raises UserError for what cannot be parsed, with the nearest name for an unknown flag.
+    """
+    parser = _Parser(prog=prog, description=about, allow_abbrev=False, formatter_class=_Help)
+    for name, (nargs, text) in (positional or {}).items():
+        parser.add_argument(name, nargs=nargs, help=text)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    settings = type(
+        "Flags",
+        (options, BaseSettings),
+        {"model_config": SettingsConfigDict(extra="forbid", cli_avoid_json=True, cli_hide_none_type=True)},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = CliSettingsSource(settings, root_parser=parser, cli_prog_name=prog)
+    argv, answered = _normalised(argv, options, also_known)
+    found = vars(parser.parse_args(argv))
+    own = {name: found.pop(name) for name in (positional or {})}
+    as_json = found.pop("json")
+    values = source(parsed_args={k: v for k, v in found.items() if v is not None})()
+    return Parsed({**values, **answered}, own, as_json)
+
+
+class _Help(argparse.HelpFormatter):
+    """Names of values are short: --learning_rate FLOAT."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r" \(default(: None| factory: \w+)\)$", "", super()._expand_help(action))
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        own = [a for a in actions if not a.option_strings]
+        words = " ".join(f"[{a.dest.upper()}]" if a.nargs in ("?", "*") else a.dest.upper() for a in own)
+        super().add_usage(f"{self._prog} {words} [--option value ...]", actions, groups, prefix)
+
+
+def _normalised(
+    argv: Sequence[str], options: type[BaseModel], also_known: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """--learning-rate as --learning_rate, a bare --flag as --flag true, unknown names refused."""
+    fields = options.model_fields
+    out: list[str] = []
+    answered: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word in ("--help", "--json"):
+            out.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in fields and name not in also_known:
+            raise UserError(f"unknown option '--{name}'.{nearest(name, fields)}")
+        if not equals:
+            bare = not words or (words[0].startswith("--") and not _is_number(words[0]))
+            if bare and name in fields and fields[name].annotation is not bool:
+                raise UserError(f"--{name} needs a value")
+            value = "true" if bare else words.pop(0)
+        if name in fields:
+            out += [f"--{name}={value}"]
+        else:
+            answered[name] = value
+    return out, answered
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def plainly_said() -> Iterator[None]:
+    """While open: warnings in a line each, and no bars or chatter of the model library."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,95 @@
+"""surefoot preview: rows → tokens, what is prompt and what is learned, and the ledger."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.text import Text
+
+from surefoot.commands.options import parse, plainly_said
+from surefoot.config import checked
+from surefoot.errors import UserError
+
+
+class PreviewOptions(BaseModel):
+    """Options of `surefoot preview`; the rendering ones are those of training."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    data: str | None = None
+    """Rows: a file, a folder or a hub dataset."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Which column is what: prompt=question,completion=answer."""
+    limit: int = Field(3, ge=0)
+    """Examples to show; the ledger is over all rows."""
+    max_length: int | None = None
+    """Longest example in tokens."""
+    completion_only_loss: bool = True
+    """Learn the completion (every assistant turn) only."""
+    last_turn_only: bool = False
+    """Learn only the last assistant turn of a conversation."""
+    chat_template_path: str | None = None
+    """Another chat template than the model's."""
+
+
+def run(argv: list[str]) -> int:
+    """Parse, render, print."""
+    parsed = parse(
+        PreviewOptions,
+        argv,
+        prog="surefoot preview",
+        about="Show how rows become tokens for a model. Nothing is trained, no weights are read.",
+        positional={"model": ("?", "whatever names a model")},
+    )
+    options, model = checked(PreviewOptions, parsed.options), parsed.positional["model"]
+    if model is None or options.data is None:
+        raise UserError("surefoot preview MODEL --data FILE: both are needed")
+    with plainly_said():
+        _preview(model, options.data, options, as_json=parsed.json)
+    return 0
+
+
+def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -> None:
+    from surefoot.data.dataset import read
+    from surefoot.data.render import Renderer
+    from surefoot.data.sources import open_source
+    from surefoot.model.load import chat_template, load_tokenizer, locate
+
+    tokenizer = load_tokenizer(str(locate(model)))
+    if options.chat_template_path is not None:
+        tokenizer.chat_template = chat_template(options.chat_template_path)
+    renderer = Renderer(
+        tokenizer,
+        max_length=options.max_length or 1 << 30,
+        completion_only_loss=options.completion_only_loss,
+        last_turn_only=options.last_turn_only,
+    )
+    data = read(open_source(path), renderer, columns=options.columns)
+    shown = data.examples[: options.limit]
+    if as_json:
+        examples = [
+            {
+                "where": e.where,
+                "prompt_ids": e.prompt_ids.tolist(),
+                "completion_ids": e.completion_ids.tolist(),
+            }
+            for e in shown
+        ]
+        print(json.dumps({"examples": examples, "ledger": data.ledger.to_dict()}))
+        return
+    console = Console(highlight=False)
+    for example in shown:
+        console.rule(f"{example.where}: {example.tokens} tokens, {example.targets} learned")
+        text = Text()
+        for ids, style in ((example.prompt_ids, "dim"), (example.completion_ids, "bold green")):
+            for number, token in enumerate(ids.tolist()):
+                text.append(tokenizer.decode([token]), style if number % 2 else f"{style} underline")
+        console.print(text)
+    console.rule("ledger")
+    for line in data.ledger.lines():
+        console.print(line)
+    if not sys.stdout.isatty():
+        console.print("(in a terminal, the learned tokens are green and the prompt is dim)")

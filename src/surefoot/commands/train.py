@@ -1,0 +1,59 @@
+"""surefoot train: fine-tune by a recipe, by flags, or both."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from surefoot.commands.options import parse, plainly_said
+from surefoot.config import TRANSLATED, SFTConfig, read_recipe
+from surefoot.names import REFUSED, SUPERSEDED
+
+
+def run(argv: list[str]) -> int:
+    """Parse, train, print. Flags override the recipe."""
+    parsed = parse(
+        SFTConfig,
+        argv,
+        prog="surefoot train",
+        about="Fine-tune a model. Options come from the recipe (YAML; one for `trl sft` will do), flags override it.",
+        positional={"recipe": ("?", "YAML file of options")},
+        also_known=[*SUPERSEDED, *REFUSED, *TRANSLATED],
+    )
+    recipe = parsed.positional["recipe"]
+    options: dict[str, Any] = {**(read_recipe(recipe) if recipe else {}), **parsed.options}
+    with plainly_said():
+        args = SFTConfig(**options)
+        return _train(args, argv, as_json=parsed.json)
+
+
+def _train(args: SFTConfig, argv: list[str], *, as_json: bool) -> int:
+    from surefoot.train.interrupt import Interrupted
+    from surefoot.train.trainer import SFTTrainer
+
+    trainer = SFTTrainer(args=args)
+    for line in [*trainer.ledgers(), *trainer.notes()]:
+        print(line, file=sys.stderr)
+    try:
+        metrics = trainer.train()
+    except Interrupted as stopped:
+        again = shlex.join(["surefoot", "train", *argv, "--resume_from_checkpoint", "true"])
+        print(f"\n{stopped}. Go on with:\n  {again}", file=sys.stderr)
+        return 128 + stopped.signal
+    result = {"output_dir": str(trainer.run.path), "steps": trainer.progress.step, **metrics}
+    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1:]
+    result.update({key: value for entry in last for key, value in entry.items() if key.startswith("eval_")})
+    if as_json:
+        print(json.dumps(result))
+        return 0
+    print(
+        f"{result['steps']} steps in {metrics['train_runtime']:.1f} s, mean loss {metrics['train_loss']:.4f}"
+    )
+    for key, value in result.items():
+        if key.startswith("eval_"):
+            print(f"{key} {value:.4f}")
+    folder = shlex.quote(str(trainer.run.path))
+    print(f"model: {trainer.run.model}\nnext:  surefoot chat {folder}   surefoot compare {folder} --data ...")
+    return 0

@@ -1,0 +1,125 @@
+"""Tiny models of many architectures and toy data, made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from surefoot.data.rows import Example
+
+VOCABULARY = 97
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_OPT = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+_GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+
+CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "llama": lambda: tf.LlamaConfig(**_COMMON),
+    "llama_tied": lambda: tf.LlamaConfig(**_COMMON, tie_word_embeddings=True),
+    "qwen2": lambda: tf.Qwen2Config(**_COMMON),
+    "qwen3": lambda: tf.Qwen3Config(**_COMMON),
+    "gemma2": lambda: tf.Gemma2Config(**_COMMON, sliding_window=8, query_pre_attn_scalar=8),
+    "gemma3": lambda: tf.Gemma3TextConfig(**_COMMON, sliding_window=8, query_pre_attn_scalar=8),
+    "mistral": lambda: tf.MistralConfig(**_COMMON, sliding_window=8),
+    "phi3": lambda: tf.Phi3Config(**_COMMON),
+    "gpt2": lambda: tf.GPT2Config(
+        vocab_size=VOCABULARY, **_GPT2, **_IDS, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    ),
+    "opt": lambda: tf.OPTConfig(
+        vocab_size=VOCABULARY,
+        **_OPT,
+        **_IDS,
+        max_position_embeddings=128,
+        word_embed_proj_dim=32,
+        dropout=0.0,
+    ),
+    "olmo2": lambda: tf.Olmo2Config(**_COMMON),
+    "cohere2": lambda: tf.Cohere2Config(**_COMMON),
+    "granite": lambda: tf.GraniteConfig(**_COMMON, logits_scaling=3.0),
+    "bloom": lambda: tf.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **_IDS, hidden_dropout=0.0
+    ),
+    "falcon": lambda: tf.FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **_IDS
+    ),
+    "lfm2": lambda: tf.Lfm2Config(
+        **{**_COMMON, "num_hidden_layers": 2}, layer_types=["conv", "full_attention"]
+    ),
+}
+
+
+def model(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tf.PreTrainedModel:
+    """A tiny model with random weights large enough that every path through it matters."""
+    torch.manual_seed(seed)
+    made = tf.AutoModelForCausalLM.from_config(CONFIGS[architecture]())
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(4)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    made.generation_config.eos_token_id = 2
+    return made.to(dtype)
+
+
+def tokenizer() -> tf.PreTrainedTokenizerFast:
+    """Words w3 ... w96 and three control tokens, ids as in the tiny models."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
+    )
+
+
+def examples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Example]:
+    """Random examples of the given (prompt, completion) lengths."""
+    rng = np.random.default_rng(seed)
+
+    def draw(count: int) -> np.ndarray:
+        return rng.integers(3, VOCABULARY, count).astype(np.int32)
+
+    return [Example(draw(p), draw(c), i, f"toy[{i}]") for i, (p, c) in enumerate(lengths)]
+
+
+def rows(of: Sequence[Example]) -> list[dict[str, list[int]]]:
+    """The examples as rows of token ids, the way a user would bring them."""
+    return [
+        {
+            "input_ids": [*e.prompt_ids.tolist(), *e.completion_ids.tolist()],
+            "completion_mask": [0] * len(e.prompt_ids) + [1] * len(e.completion_ids),
+        }
+        for e in of
+    ]
+
+
+def naive_loss(net: torch.nn.Module, of: Sequence[Example]) -> torch.Tensor:
+    """The definition: each example alone, the model's own forward, full logits, cross-entropy; then one
+    division by the number of supervised tokens of the whole step. Adds the gradient example by example."""
+    count = sum(e.targets for e in of)
+    total = torch.zeros((), dtype=torch.float64)
+    for e in of:
+        ids = torch.tensor([[*e.prompt_ids.tolist(), *e.completion_ids.tolist()]])
+        logits = net(input_ids=ids).logits[0, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(logits[-e.targets :], ids[0, -e.targets :], reduction="sum") / count
+        loss.backward()
+        total += loss.detach()
+    return total
