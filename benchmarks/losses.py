@@ -8,14 +8,15 @@ environment with TRL (trl, torch, datasets). Every run has a process of its own,
 1. surefoot trains in bf16 (fp32 weights, bf16 products) on the rows as they are.
 2. TRL tokenises and trains on the same rows as conversational `prompt` and `completion`: its default. Its chat
    template writes what it writes, and all of it after the prompt is learned. Tokens that only one of the two
-   learns are printed; this curve is reported, not judged.
+   learns are printed; the first steps of this curve are reported, not judged.
 3. TRL trains on surefoot's token ids (`input_ids`, `completion_mask`): like with like. This curve is judged.
 4. Runs 1 and 3 once more in fp32, on fewer steps.
 
 Both: all weights, AdamW (fused), peak learning rate 1e-4, linear schedule without warm-up, no weight decay,
-gradient clipped to norm 1, seed 42, rows not shuffled, CPU. Left at their defaults: surefoot packs rows and
-keeps the heap (`mallopt`); TRL pads the batch, and its activation checkpointing is off. So the ratio of their
-speeds is that of these settings, not of TRL's best.
+gradient clipped to norm 1, seed 42, rows not shuffled, CPU, and an allocator that keeps its memory: surefoot
+asks for it itself (`mallopt`), TRL gets it through the environment. TRL's activation checkpointing is off; it
+pads the batch of 8 rows, as it does by default. So the ratio of their speeds is that of these settings, not of
+TRL's best.
 
 Prints the tables, writes `results/losses_gsm8k.json`, and exits with status 1 if the loss of any judged step
 differs by more than `--tolerance` percent, or if the two did not train on the same tokens.
@@ -52,6 +53,12 @@ from surefoot.train.trainer import SFTTrainer
 HERE = Path(__file__).resolve().parent
 NOT_LEARNED = -100
 """Label of a token without a loss, as in torch."""
+KEEP_HEAP = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+"""For glibc: what surefoot asks for at run time."""
 FIRST_TIMED = 3
 """Speed is measured from this step on: the first two touch fresh memory."""
 
@@ -91,8 +98,9 @@ class Curve:
     threads: int
     versions: dict[str, str]
 
-    def seconds_of_timed_steps(self) -> float:
-        return self.ended[-1] - self.ended[FIRST_TIMED - 2]
+    def seconds_until(self, step: int) -> float:
+        """Duration of the timed steps up to `step`."""
+        return self.ended[step - 1] - self.ended[FIRST_TIMED - 2]
 
 
 def train_surefoot(recipe: Recipe, rows: list[dict[str, str]], folder: Path) -> Curve:
@@ -140,13 +148,19 @@ def train_surefoot(recipe: Recipe, rows: list[dict[str, str]], folder: Path) -> 
     )
 
 
-def train_trl(peer: Path, recipe: Recipe, rows: list[dict[str, Any]], folder: Path) -> Curve:
-    """Train in the peer's interpreter. Raises RuntimeError with the end of its output when it fails."""
+def train_trl(
+    peer: Path, recipe: Recipe, rows: list[dict[str, Any]], folder: Path, stop_after: int | None = None
+) -> Curve:
+    """Train in the peer's interpreter, on the recipe's schedule, for `stop_after` steps or to its end.
+
+    Raises RuntimeError with the end of the peer's output when it fails.
+    """
     folder.mkdir()
     spec, out = folder / "spec.json", folder / "out.json"
-    spec.write_text(json.dumps({**asdict(recipe), "rows": rows, "output_dir": str(folder)}))
+    more = {"rows": rows, "output_dir": str(folder), "stop_after": stop_after or recipe.steps}
+    spec.write_text(json.dumps({**asdict(recipe), **more}))
     command = [str(peer), str(HERE / "peer_trl.py"), str(spec), str(out)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **KEEP_HEAP, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{peer} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -201,24 +215,21 @@ def percent(ours: float, theirs: float) -> float:
 
 
 def compare(recipe: Recipe, ours: Curve, theirs: Curve) -> dict[str, Any]:
-    """Both curves side by side, the largest differences, and the ratio of the speeds."""
-    differences = [percent(a, b) for a, b in zip(ours.loss, theirs.loss, strict=True)]
-    norms = [percent(a, b) for a, b in zip(ours.grad_norm, theirs.grad_norm, strict=True)]
-    first, last = (FIRST_TIMED - 1) * recipe.rows_per_step, recipe.steps * recipe.rows_per_step
-    tokens = sum(len(row.input_ids) for row in ours.rows[first:last])
-    rate = [tokens / curve.seconds_of_timed_steps() for curve in (ours, theirs)]
+    """Both curves side by side as far as the peer's goes, the largest differences, the ratio of the speeds."""
+    steps = len(theirs.loss)
+    differences = [percent(a, b) for a, b in zip(ours.loss[:steps], theirs.loss, strict=True)]
+    norms = [percent(a, b) for a, b in zip(ours.grad_norm[:steps], theirs.grad_norm, strict=True)]
+    rates = zip(ours.learning_rate[:steps], theirs.learning_rate, strict=True)
     return {
         "recipe": asdict(recipe),
-        "surefoot": {"loss": ours.loss, "grad_norm": ours.grad_norm},
+        "surefoot": {"loss": ours.loss[:steps], "grad_norm": ours.grad_norm[:steps]},
         "trl": {"loss": theirs.loss, "grad_norm": theirs.grad_norm},
         "loss_difference_percent": differences,
         "largest_loss_difference_percent": max(map(abs, differences)),
         "largest_grad_norm_difference_percent": max(map(abs, norms)),
-        "same_learning_rates": all(
-            abs(a - b) <= 1e-12 for a, b in zip(ours.learning_rate, theirs.learning_rate, strict=True)
-        ),
-        "tokens_per_second_ratio": rate[0] / rate[1],
-        "timed_steps": f"{FIRST_TIMED} to {recipe.steps}",
+        "same_learning_rates": all(abs(a - b) <= 1e-12 for a, b in rates),
+        "timed_steps": f"{FIRST_TIMED} to {steps}",
+        "tokens_per_second_ratio": theirs.seconds_until(steps) / ours.seconds_until(steps),
         "supervised_tokens": {"surefoot": learned(ours.rows), "trl": learned(theirs.rows)},
     }
 
@@ -236,7 +247,7 @@ def show(title: str, found: dict[str, Any]) -> None:
     print(
         f"largest difference: loss {found['largest_loss_difference_percent']:.4f} %, "
         f"gradient norm {found['largest_grad_norm_difference_percent']:.3f} %; learning rates "
-        f"{'the same' if found['same_learning_rates'] else 'DIFFER'}; tokens/s over steps "
+        f"{'the same' if found['same_learning_rates'] else 'DIFFER'}; tokens/s of the rows over steps "
         f"{found['timed_steps']}: surefoot {found['tokens_per_second_ratio']:.2f} x TRL",
         flush=True,
     )
@@ -268,13 +279,15 @@ def main() -> int:
     parser.add_argument("--peer-python", type=Path, required=True, help="interpreter of TRL's environment")
     parser.add_argument("--model", default="smollm2-135m", help="short name or folder")
     parser.add_argument("--steps", type=int, default=12, help="steps of 8 rows in bf16")
+    parser.add_argument("--default-steps", type=int, default=3, help="steps of TRL with its own rendering")
     parser.add_argument("--fp32-steps", type=int, default=6, help="steps in fp32; 0 leaves them out")
     parser.add_argument("--tolerance", type=float, default=1.0, help="percent of a step's loss")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "losses_gsm8k.json")
     args = parser.parse_args()
-    for steps in (args.steps, args.fp32_steps):
-        if 0 < steps < FIRST_TIMED or steps < 0:
-            parser.error(f"steps are timed from the third on: at least {FIRST_TIMED}, not {steps}")
+    if min(args.steps, args.default_steps, args.fp32_steps or FIRST_TIMED) < FIRST_TIMED:
+        parser.error(f"steps are timed from the third on: at least {FIRST_TIMED}")
+    if max(args.default_steps, args.fp32_steps) > args.steps:
+        parser.error("--steps is the largest number of steps")
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder = str(locate(args.model))
@@ -291,7 +304,8 @@ def main() -> int:
 
         started = time.time()
         ours = alone(recipe, rows, work / "ours")
-        default = train_trl(args.peer_python, recipe, [as_messages(row) for row in rows], work / "default")
+        messages = [as_messages(row) for row in rows]
+        default = train_trl(args.peer_python, recipe, messages, work / "default", args.default_steps)
         differences = token_differences(ours.rows, default.rows, tokenizer)
         result |= {
             "rows": len(rows),

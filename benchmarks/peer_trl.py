@@ -5,9 +5,10 @@ Started by `losses.py` inside TRL's own environment:
     TRL_ENVIRONMENT/bin/python benchmarks/peer_trl.py spec.json out.json
 
 spec.json: model (folder), rows (TRL's `prompt` and `completion` messages, or `input_ids` and
-`completion_mask`), precision (bf16 or fp32), steps, rows_per_step, learning_rate, seed, output_dir.
+`completion_mask`), precision (bf16 or fp32), steps (the length of the learning rate's schedule), stop_after
+(steps really done), rows_per_step, learning_rate, seed, output_dir.
 out.json: loss, grad_norm and learning_rate of each step, the time each step ended, the token ids and labels
-TRL made of the rows, threads and versions. With steps 0 nothing is trained: only the tokens are written.
+TRL made of the rows, threads and versions.
 
 TRL's own settings are kept but for what the comparison fixes (see `losses.py`) and activation checkpointing,
 which is off because it changes no loss and costs time.
@@ -27,23 +28,27 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 
 class Clock(TrainerCallback):
-    """Notes when each step ended, in seconds since 1970."""
+    """Notes when each step ended, in seconds since 1970, and stops after `stop_after` of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after: int) -> None:
+        self.stop_after = stop_after
         self.ended: list[float] = []
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.ended.append(time.time())
+        control.should_training_stop |= state.global_step >= self.stop_after
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
     """Tokenise, train, and return what happened."""
-    clock = Clock()
+    clock = Clock(spec["stop_after"])
     trainer = SFTTrainer(
         model=spec["model"],
         args=SFTConfig(
@@ -52,7 +57,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
             max_length=None,
             completion_only_loss=True,
             per_device_train_batch_size=spec["rows_per_step"],
-            max_steps=max(1, spec["steps"]),
+            max_steps=spec["steps"],
             learning_rate=spec["learning_rate"],
             lr_scheduler_type="linear",
             weight_decay=0.0,
@@ -71,8 +76,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         callbacks=[clock],
     )
     tokens = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in trainer.train_dataset]
-    if spec["steps"]:
-        trainer.train()
+    trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     names = ("torch", "transformers", "trl", "accelerate")
     return {

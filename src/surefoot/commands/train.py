@@ -18,7 +18,7 @@ def run(argv: list[str]) -> int:
         SFTConfig,
         argv,
         prog="surefoot train",
-        about="Fine-tune a model. Options come from the recipe (YAML; one for `trl sft` will do), flags override it.",
+        about="Fine-tune a model. Options come from the recipe (YAML; one for `trl sft` will do) and flags.",
         positional={"recipe": ("?", "YAML file of options")},
         also_known=[*SUPERSEDED, *REFUSED, *TRANSLATED],
     )

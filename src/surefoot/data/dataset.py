@@ -51,10 +51,8 @@ def read(
     rows: list[list[Example]] = []
     last = -1
     records = _records(source, renderer.ledger, columns, text_field, formatting)
-    for example in renderer.examples(records):
+    for example in renderer.examples(records, at_most):
         if example.row != last:
-            if at_most is not None and len(rows) == at_most:
-                break
             rows.append([])
             last = example.row
             seen(example.row + 1)

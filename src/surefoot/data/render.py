@@ -5,29 +5,27 @@
 2. The completion is what the template writes after that prompt, up to and including the turn-ending token.
 3. Prompt and completion are tokenised in one go; where the tokenizer would merge across the border, the
    completion is tokenised on its own, and the ledger counts it.
-4. Text of a user or a tool that spells a control token stays text.
+4. Text of a user or a tool that spells a control token stays text (encode.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from surefoot.data.encode import Encoder
 from surefoot.data.ledger import Ledger
 from surefoot.data.rows import Conversation, Example, PlainText, Record, TokenSpans
 from surefoot.errors import UserError
 
 BATCH = 512
 """Records tokenised at once, in parallel, by the Rust tokenizer."""
-MARK = "\ue0d7{}\ue0d8"
-"""Stands in a template for text that spells a control token (private-use characters)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ class Turn:
     """What the tokens count as in the ledger."""
     begin: bool
     """The tokenizer puts its own first token (BOS) before the prompt, as at inference on plain text."""
+    remarks: tuple[str, ...] = ()
+    """What the ledger notes if the turn is kept."""
 
 
 class Renderer:
@@ -65,25 +65,30 @@ class Renderer:
         self.completion_only_loss = completion_only_loss
         self.last_turn_only = last_turn_only
         self.vocabulary = vocabulary
-        self.eos = eos_token or tokenizer.eos_token
-        if self.eos is None:
+        self.eos = str(eos_token or tokenizer.eos_token or "")
+        if not self.eos:
             raise UserError("the tokenizer has no end-of-turn token: pass eos_token")
         self.eos_id = tokenizer.convert_tokens_to_ids(self.eos)
         if self.eos_id is None or (self.eos_id == tokenizer.unk_token_id and self.eos != tokenizer.unk_token):
             raise UserError(f"eos_token: the tokenizer does not know '{self.eos}'")
-        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        spelled = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
-        self.control = re.compile("|".join(map(re.escape, spelled))) if spelled else None
-        self.control_ids = set(tokenizer.convert_tokens_to_ids(spelled)) if spelled else set()
-        self.appends_eos = tokenizer("a")["input_ids"][-1:] == [self.eos_id]
+        self.encoder = Encoder(tokenizer)
         self.ledger = Ledger()
         self._seen: set[bytes] = set()
 
-    def examples(self, records: Iterable[tuple[Record, str]]) -> Iterator[Example]:
-        """Examples of `(record, where)` pairs, in order; `row` counts the pairs from 0."""
+    def examples(
+        self, records: Iterable[tuple[Record, str]], at_most: int | None = None
+    ) -> Iterator[Example]:
+        """Examples of `(record, where)` pairs, in order; `row` counts the pairs from 0.
+
+        `at_most` stops after so many rows that have something to learn, and reads no further.
+        """
         rows = enumerate(records)
-        while batch := list(islice(rows, BATCH)):
-            yield from self._batch(batch)
+        learned: set[int] = set()
+        while batch := list(islice(rows, BATCH if at_most is None else min(BATCH, at_most - len(learned)))):
+            for example in self._batch(batch):
+                if at_most is not None:
+                    learned.add(example.row)
+                yield example
 
     def _batch(self, batch: list[tuple[int, tuple[Record, str]]]) -> Iterator[Example]:
         self.ledger.rows += len(batch)
@@ -96,40 +101,56 @@ class Renderer:
                 found = [self._plain(record)]
             else:
                 found = list(_spans(record, row, where, self.completion_only_loss))
-            if not found:
-                self.ledger.drop("no assistant turn to learn", where)
+                if not found:
+                    self.ledger.drop("no token to learn", where)
             pieces += [(row, where, piece) for piece in found]
         turns = [piece for _, _, piece in pieces if isinstance(piece, Turn)]
-        prompts = self._encode(turns, [turn.prompt for turn in turns])
-        wholes = self._encode(turns, [turn.prompt + turn.completion for turn in turns])
-        encoded = zip(prompts, wholes, strict=True)
+        prompts = [turn.prompt for turn in turns]
+        wholes = [turn.prompt + turn.completion for turn in turns]
+        ids = self.encoder.encode(prompts + wholes, [turn.literals for turn in turns] * 2)
+        encoded = zip(ids[: len(turns)], ids[len(turns) :], strict=True)
         for row, where, piece in pieces:
             if isinstance(piece, Turn):
-                example = self._tokenised(piece, *next(encoded), row, where)
+                example, remarks = self._tokenised(piece, *next(encoded), row, where)
                 kind = piece.kind
             else:
-                example, kind = piece, "token ids"
+                example, remarks, kind = piece, [], "token ids"
             kept = self._fit(example, where)
             if kept is not None:
+                for remark in remarks:
+                    self.ledger.note(remark, where)
                 self._count(kept, kind)
                 yield kept
 
     def _turns(self, record: Conversation, where: str) -> list[Turn]:
-        supervised = record.supervised[-1:] if self.last_turn_only else record.supervised
-        messages, literals = self._neutralise(record.messages, where)
+        messages, literals = self.encoder.neutralise(record.messages)
+        remarks = ["text spells a control token; it stays text"] if literals else []
         if not self.completion_only_loss:
             text = self.template(messages, record, where)
-            return [Turn("", text, literals, "whole conversations", begin=False)]
+            remarks += _left_out(record, record.messages, text, text)
+            return [Turn("", text, literals, "whole conversations", begin=False, remarks=tuple(remarks))]
+        if not record.supervised:
+            self.ledger.drop("no assistant turn to learn", where)
         turns = []
-        for index in supervised:
+        for index in record.supervised[-1:] if self.last_turn_only else record.supervised:
+            if index == 0:
+                self.ledger.drop("the conversation begins with the answer: nothing asks for it", where)
+                continue
             prompt = self.template(messages[:index], record, where, add_generation_prompt=True)
             whole = self.template(messages[: index + 1], record, where)
-            completion = (
-                whole[len(prompt) :] if whole.startswith(prompt) else _thought(prompt, whole, messages[index])
-            )
+            answer = messages[index]
+            completion = whole[len(prompt) :] if whole.startswith(prompt) else _thought(prompt, whole, answer)
             if completion is None:
                 raise UserError(_cannot_learn(prompt, whole, index, where))
-            turns.append(Turn(prompt, completion, literals, _kind(messages[index]), begin=False))
+            left_out = _left_out(record, [answer], prompt, completion)
+            if NO_TOOL_CALLS in left_out:
+                self.ledger.drop(NO_TOOL_CALLS, where)
+                continue
+            said = f"{answer.get('content') or ''}{answer.get('reasoning_content') or ''}"
+            if self.encoder.control.search(said):
+                left_out.append("an answer spells a control token, and it is learned as that token")
+            notes = (*remarks, *left_out)
+            turns.append(Turn(prompt, completion, literals, _kind(answer), begin=False, remarks=notes))
         return turns
 
     def template(
@@ -144,7 +165,7 @@ class Renderer:
             )
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tools=record.tools, tokenize=False, **how, **record.template_kwargs
+                list(messages), tools=cast(Any, record.tools), tokenize=False, **how, **record.template_kwargs
             )
         except Exception as error:
             raise UserError(
@@ -154,91 +175,39 @@ class Renderer:
         return text
 
     def _plain(self, record: PlainText) -> Turn:
-        completion = (
-            record.completion if record.completion.endswith(self.eos) else record.completion + self.eos
-        )
-        prompt = record.prompt
+        prompt, completion = record.prompt, record.completion
+        ended = completion.rstrip()  # what stands after the end would never be written
+        completion = ended if ended.endswith(self.eos) else completion + self.eos
         kind = "completions" if prompt else "plain text"
         if not self.completion_only_loss:
             prompt, completion, kind = "", prompt + completion, "plain text"
-        bos = self.tokenizer.bos_token
+        bos = str(self.tokenizer.bos_token or "")
         begin = not (bos and (prompt or completion).startswith(bos))
         return Turn(prompt, completion, (), kind, begin)
 
-    def _neutralise(
-        self, messages: list[dict[str, Any]], where: str
-    ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-        """Put a mark for every control token that a user's or a tool's text spells."""
-        if self.control is None:
-            return messages, ()
-        literals: list[str] = []
-
-        def mark(match: re.Match[str]) -> str:
-            literals.append(match[0])
-            return MARK.format(len(literals) - 1)
-
-        out = []
-        for message in messages:
-            content = message.get("content")
-            if (
-                message["role"] in ("user", "tool")
-                and isinstance(content, str)
-                and self.control.search(content)
-            ):
-                message = {**message, "content": self.control.sub(mark, content)}
-                self.ledger.note("text spells a control token; it stays text", where)
-            out.append(message)
-        return out, tuple(literals)
-
-    def _encode(self, turns: Sequence[Turn], texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text. Marks become the ids of the text they stand for, never a control token."""
-        ids: list[list[int]] = [[] for _ in texts]
-        for begin in (True, False):
-            wanted = [i for i, t in enumerate(turns) if t.begin == begin and not t.literals]
-            if wanted:
-                found = self.tokenizer([texts[i] for i in wanted], add_special_tokens=begin)["input_ids"]
-                for i, tokens in zip(wanted, found, strict=True):
-                    ids[i] = self._without_end(tokens) if begin else tokens
-        for i, turn in enumerate(turns):
-            if turn.literals:
-                ids[i] = self._encode_marked(texts[i], turn.literals)
-        return ids
-
-    def _without_end(self, tokens: list[int]) -> list[int]:
-        """Plain text without the EOS that some tokenizers append by themselves: it would stand inside."""
-        return tokens[:-1] if self.appends_eos and tokens[-1:] == [self.eos_id] else tokens
-
-    def _encode_marked(self, text: str, literals: tuple[str, ...]) -> list[int]:
-        out: list[int] = []
-        opening, closing = MARK.split("{}")
-        for i, part in enumerate(re.split(f"{opening}(\\d+){closing}", text)):
-            literal = i % 2 == 1
-            piece = literals[int(part)] if literal else part
-            if piece:
-                out += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=literal)[
-                    "input_ids"
-                ]
-        return out
-
-    def _tokenised(self, turn: Turn, prompt: list[int], whole: list[int], row: int, where: str) -> Example:
+    def _tokenised(
+        self, turn: Turn, prompt: list[int], whole: list[int], row: int, where: str
+    ) -> tuple[Example, list[str]]:
+        """The example, and what to note of it."""
+        remarks = list(turn.remarks)
         if whole[: len(prompt)] == prompt:
             completion = whole[len(prompt) :]
         else:
-            completion = self.tokenizer(turn.completion, add_special_tokens=False)["input_ids"]
-            self.ledger.note(
-                "the tokenizer merges across the prompt's end; completion tokenised on its own", where
-            )
-        completion = self._until_turn_end(completion, where)
-        return Example(np.array(prompt, np.int32), np.array(completion, np.int32), row, where)
+            completion = self.encoder.within(turn.completion)
+            remarks.append("the tokenizer merges across the prompt's end; completion tokenised on its own")
+        if not self._ends(completion):
+            remarks.append(f"the template does not end the turn; {self.eos} added")
+            completion = [*completion, self.eos_id]
+        while completion[-1] not in self.encoder.control_ids:  # a line break after the turn's end
+            completion.pop()
+        if turn.begin:
+            prompt = self.encoder.before + prompt
+        return Example(np.array(prompt, np.int32), np.array(completion, np.int32), row, where), remarks
 
-    def _until_turn_end(self, ids: list[int], where: str) -> list[int]:
-        """Cut what a template writes after the turn's end (a line break); add the end if there is none."""
-        end = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in self.control_ids), None)
-        if end is None or self.tokenizer.decode(ids[end + 1 :]).strip():
-            self.ledger.note(f"the template does not end the turn; {self.eos} added", where)
-            ids, end = [*ids, self.eos_id], len(ids)
-        self.ledger.turn_ends[str(self.tokenizer.convert_ids_to_tokens(ids[end]))] += 1
-        return ids[: end + 1]
+    def _ends(self, ids: list[int]) -> bool:
+        """Whether a control token ends the turn: nothing but blanks after it."""
+        end = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in self.encoder.control_ids), None)
+        return end is not None and not str(self.tokenizer.decode(ids[end + 1 :])).strip()
 
     def _fit(self, example: Example, where: str) -> Example | None:
         if self.vocabulary is not None:
@@ -276,6 +245,9 @@ class Renderer:
         ledger.prompt_tokens += example.tokens - example.targets
         ledger.supervised_by_role[kind] += example.targets
         ledger.longest = max(ledger.longest, example.tokens)
+        last = int(example.completion_ids[-1])
+        if last in self.encoder.control_ids:
+            ledger.turn_ends[str(self.tokenizer.convert_ids_to_tokens(last))] += 1
         border = np.int32([len(example.prompt_ids)])
         content = b"".join(part.tobytes() for part in (border, example.prompt_ids, example.completion_ids))
         digest = hashlib.blake2b(content, digest_size=12).digest()
@@ -289,17 +261,44 @@ def _kind(message: dict[str, Any]) -> str:
     return "reasoning and answers" if message.get("reasoning_content") else "answers"
 
 
+NO_TOOL_CALLS = "the chat template does not write tool calls (chat_template_path takes one that does)"
+
+
+def _left_out(
+    record: Conversation, answers: Sequence[dict[str, Any]], prompt: str, completion: str
+) -> list[str]:
+    """What the row says and its template does not write."""
+    names = [str((tool.get("function") or tool).get("name", "")) for tool in record.tools or ()]
+    out = []
+    if not all(name in prompt for name in names):
+        out.append("the chat template does not write tools, so they are not seen")
+    for message in answers:
+        called = [call["function"]["name"] for call in message.get("tool_calls") or ()]
+        if not all(name in completion for name in called):
+            out.append(NO_TOOL_CALLS)
+        elif called and (message.get("content") or "").strip() not in completion:
+            out.append("the chat template does not write the text beside a tool call")
+        if (message.get("reasoning_content") or "").strip() not in completion:
+            out.append("the chat template does not write reasoning, so it is not learned")
+    return list(dict.fromkeys(out))
+
+
 def _thought(prompt: str, whole: str, message: dict[str, Any]) -> str | None:
     """The completion for a generation prompt that opens the reasoning (`<think>`), where the template writes
-    turns without it: the reasoning (perhaps none), its end, the answer, and what the template ends a turn with.
+    turns without it: the reasoning (perhaps none), its end, and what the template writes of the turn.
     """
-    answer = (message.get("content") or "").rpartition("</think>")[2].strip()
-    written = (message.get("content") or "").partition("<think>")[2].partition("</think>")[0].strip()
-    at = whole.rfind(answer)
-    if not prompt.rstrip().endswith("<think>") or message.get("tool_calls") or not answer or at < 0:
+    begun = prompt.rstrip()
+    start = begun.removesuffix("<think>")
+    if start == begun or not whole.startswith(start):
         return None
-    reasoning = (message.get("reasoning_content") or written).strip()
-    return f"{reasoning}\n</think>\n\n{whole[at:]}"
+    written = whole[len(start) :].lstrip().removeprefix("</think>").lstrip()
+    if "</think>" in written:  # reasoning is written after all, in a way that the prompt does not open
+        return None
+    content = message.get("content") or ""
+    inside = content.partition("<think>")[2] if "<think>" in content else content
+    reasoning = message.get("reasoning_content") or inside.rpartition("</think>")[0]
+    line = "" if prompt != begun else "\n"
+    return f"{line}{reasoning.strip()}\n</think>\n\n{written}"
 
 
 def _cannot_learn(prompt: str, whole: str, index: int, where: str) -> str:
