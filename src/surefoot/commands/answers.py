@@ -18,7 +18,7 @@ from surefoot.errors import UserError
 from surefoot.model.load import load
 from surefoot.model.network import Network
 from surefoot.train import hardware
-from surefoot.train.evaluate import generate
+from surefoot.train.evaluate import generate, generating
 
 Messages = list[dict[str, str]]
 
@@ -52,7 +52,7 @@ class Answerer:
         """Greedy answers to a batch of prompts."""
         with torch.no_grad():
             ids = generate(self.network, self.tokenizer, prompts, max_new_tokens)
-        return [self.tokenizer.decode(one, skip_special_tokens=True) for one in ids]
+        return [str(self.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
 
     def stream(self, messages: Messages, max_new_tokens: int, temperature: float) -> str:
         """An answer printed as it comes; greedy at temperature 0."""
@@ -64,7 +64,7 @@ class Answerer:
         if temperature > 0:
             sampling["temperature"] = temperature
         with torch.no_grad():
-            out = self.network.core.generate(
+            out = generating(self.network.core)(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,

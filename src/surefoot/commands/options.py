@@ -56,9 +56,10 @@ def parse(
     for name, (nargs, text) in (positional or {}).items():
         parser.add_argument(name, nargs=nargs, help=text)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
-    settings = type(
+    bases: Any = (options, BaseSettings)
+    settings: Any = type(
         "Flags",
-        (options, BaseSettings),
+        bases,
         {"model_config": SettingsConfigDict(extra="forbid", cli_avoid_json=True, cli_hide_none_type=True)},
     )
     with warnings.catch_warnings():

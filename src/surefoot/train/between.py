@@ -51,7 +51,7 @@ class Callbacks:
         self.control = TrainerControl()
         reporters = _reporters(args.report_to)
         # The handler wants the flow callback to be there; when to log and save is decided here, not by it.
-        self.handler = CallbackHandler(
+        self.handler: Any = CallbackHandler(
             [DefaultFlowCallback, *reporters, *callbacks], model, tokenizer, None, None
         )
         self.handler.remove_callback(DefaultFlowCallback)
@@ -69,7 +69,7 @@ def _reporters(report_to: str | list[str]) -> list[type[TrainerCallback]]:
     names = [name for name in names if name not in ("none", "")]
     if not names:
         return []
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
     try:
         return get_reporting_integration_callbacks(names)

@@ -6,7 +6,7 @@ Nothing here touches weights, gradients or random state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -88,13 +88,13 @@ def answer(
             batch, by_length = by_length[-size:], by_length[:-size]
             prompts = [examples[i].prompt_ids for i in batch]
             for i, ids in zip(batch, generate(network, tokenizer, prompts, max_new_tokens), strict=True):
-                texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
+                texts[i] = str(tokenizer.decode(ids, skip_special_tokens=True))
     return [
         Answer(
             where=example.where,
-            prompt=tokenizer.decode(example.prompt_ids),
+            prompt=str(tokenizer.decode(example.prompt_ids)),
             answer=texts[i],
-            want=tokenizer.decode(example.completion_ids, skip_special_tokens=True),
+            want=str(tokenizer.decode(example.completion_ids, skip_special_tokens=True)),
         )
         for i, example in enumerate(examples)
     ]
@@ -114,7 +114,7 @@ def generate(
     width = max(len(ids) for ids in prompts)
     padded = [np.pad(ids, (width - len(ids), 0), constant_values=pad) for ids in prompts]
     seen = [np.pad(np.ones(len(ids), np.int64), (width - len(ids), 0)) for ids in prompts]
-    out = network.model.generate(  # type: ignore[operator]
+    out = generating(network.model)(
         input_ids=torch.from_numpy(np.stack(padded).astype(np.int64)).to(network.device),
         attention_mask=torch.from_numpy(np.stack(seen)).to(network.device),
         max_new_tokens=max_new_tokens,
@@ -126,6 +126,13 @@ def generate(
         pad_token_id=pad,
     )
     return [_until(ids, ends) for ids in out[:, width:].tolist()]
+
+
+def generating(model: torch.nn.Module) -> Callable[..., torch.Tensor]:
+    """The model's own `generate`."""
+    generate = model.generate
+    assert callable(generate)
+    return generate
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

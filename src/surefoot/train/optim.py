@@ -71,7 +71,7 @@ class Optimizers:
             part, parameter = owners[name]
             part.state[parameter][key] = value.clone() if isinstance(value, torch.Tensor) else value
 
-    def _entries(self) -> Iterator[tuple[torch.nn.Parameter, str, Any]]:
+    def _entries(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
         for part in self.parts:
             for parameter, state in part.state.items():
                 for key, value in state.items():

@@ -24,7 +24,7 @@ from surefoot.data.sources import Source, open_source
 from surefoot.errors import UserError
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
-from surefoot.model.network import Network, look_at, unwrapped
+from surefoot.model.network import Network, embedding_rows, look_at, unwrapped
 from surefoot.train import hardware
 
 LONG = 2_000
@@ -157,7 +157,7 @@ def make_renderer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ar
         completion_only_loss=args.completion_only_loss,
         last_turn_only=args.last_turn_only,
         eos_token=args.eos_token,
-        vocabulary=core.get_input_embeddings().weight.shape[0],
+        vocabulary=embedding_rows(core),
     )
 
 

@@ -100,7 +100,7 @@ def update(optimizers: Optimizers, max_grad_norm: float) -> tuple[float, float]:
         raise NotFinite(f"the gradient's norm is {norm}")
     factor = max_grad_norm / norm if 0 < max_grad_norm < norm else 1.0
     if factor < 1.0:
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
     optimizers.step()
     optimizers.zero_grad()
     return norm, factor

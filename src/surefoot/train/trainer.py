@@ -103,7 +103,7 @@ class SFTTrainer:
         with asked_to_stop() as stop, between.listening():
             for step in range(self.progress.step, total_steps):
                 self._set_learning_rate(optimizers, step, total_steps)
-                examples = data.of_rows(sampler.step(step))
+                examples = data.of_rows(sampler.step(step).tolist())
                 done = self._step(optimizers, examples, step, sampler)
                 between.after(done)
                 if stop.signal is not None:
