@@ -27,7 +27,7 @@ class Ledger:
     duplicates: int = 0
     """Examples whose prompt and completion both stood before."""
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """Reason → where."""
+    """Reason → where (each place once)."""
     noted: dict[str, list[str]] = field(default_factory=dict)
     """Remark → where, for examples that were kept."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class Ledger:
     def _list(self, lists: dict[str, list[str]], key: str, where: str) -> None:
         self.counts[key] += 1
         places = lists.setdefault(key, [])
-        if len(places) < LISTED:
+        if len(places) < LISTED and where not in places[-1:]:
             places.append(where)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +72,6 @@ class Ledger:
             out.append(f"{self.duplicates:,} examples stood before, word for word (kept)")
         for kind, lists in (("dropped", self.dropped), ("note", self.noted)):
             for reason, places in lists.items():
-                more = "" if self.counts[reason] <= 3 else ", ..."
+                more = ", ..." if len(places) > 3 else ""
                 out.append(f"{kind}: {self.counts[reason]:,} × {reason} ({', '.join(places[:3])}{more})")
         return out
