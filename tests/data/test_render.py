@@ -251,4 +251,4 @@ def test_stretches_are_tokenised_as_the_whole_is(smollm2: PreTrainedTokenizerBas
     pages += [
         f"{a}<|im_start|>{b}<file_sep><filename>{a}" for a in ("", " ", "\n", "x") for b in ("", "1 2", "é\n")
     ]
-    assert encoder.encode(pages, [()] * len(pages)) == [ids(smollm2, page) for page in pages]
+    assert list(encoder.encode(pages, [()] * len(pages))) == [ids(smollm2, page) for page in pages]

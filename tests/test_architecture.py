@@ -1,0 +1,90 @@
+"""The house holds: imports go one way, start-up is light, files are readable in one sitting."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "surefoot"
+
+ORDER = [
+    ["errors"],
+    ["names"],
+    ["config"],
+    ["data.rows"],
+    ["data.strictjson", "data.ledger"],
+    ["data.files", "data.messages"],
+    ["data.shapes"],
+    ["data.sources", "data.formats", "data.encode"],
+    ["data.render"],
+    ["data.dataset", "data.forest", "data.sampler"],
+    ["model.loss", "model.attention"],
+    ["model.network"],
+    ["model.load", "model.adapters"],
+    ["events"],
+    ["train.hardware", "train.interrupt", "train.optim", "train.progress"],
+    ["train.step", "train.checkpoint"],
+    ["train.evaluate", "train.setup"],
+    ["train.between"],
+    ["train.trainer"],
+    ["commands.options"],
+    ["commands.answers"],
+    ["commands.train", "commands.evaluate", "commands.chat", "commands.compare", "commands.preview"],
+    ["cli"],
+    ["__main__"],
+]
+"""A module imports only from lines above its own. Adding a module means saying where it stands."""
+
+FREE = {"", "data", "model", "train", "report", "commands"}
+"""Packages whose __init__ holds no code, and the public names (loaded lazily)."""
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("surefoot"):
+            module = (node.module or "").removeprefix("surefoot").removeprefix(".")
+            found.add(module)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("surefoot.") for a in node.names if a.name.startswith("surefoot.")}
+    return found
+
+
+def modules() -> dict[str, Path]:
+    named = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
+    return {name: path for name, path in named.items() if not name.endswith("__init__")}
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(name for level in ORDER for name in level) == sorted(modules())
+
+
+def test_imports_go_one_way() -> None:
+    level = {name: index for index, names in enumerate(ORDER) for name in names}
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in modules().items()
+        for other in imports(path) - FREE
+        if level[other] >= level[name]
+    ]
+    assert wrong == []
+
+
+def test_files_are_readable_in_one_sitting() -> None:
+    long = {
+        str(path): lines
+        for path in SOURCE.rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 350
+    }
+    assert long == {}
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    banned = ("import pickle", "torch.load(", "pickle.load", "np.load(", "joblib", "dill")
+    found = [
+        f"{path}: {word}" for path in SOURCE.rglob("*.py") for word in banned if word in path.read_text()
+    ]
+    assert found == []
