@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -72,24 +72,26 @@ class Encoder:
             for m in messages
         ], tuple(literals)
 
-    def encode(self, texts: Sequence[str], literals: Sequence[tuple[str, ...]]) -> list[list[int]]:
-        """Token ids of each text, without BOS and EOS but those it spells; marks stand for `literals`."""
+    def encode(self, texts: Sequence[str], literals: Sequence[tuple[str, ...]]) -> Iterator[list[int]]:
+        """Token ids of each text, without BOS and EOS but those it spells; marks stand for `literals`.
+
+        One after the other: the texts of a long conversation are many times as long as their stretches.
+        """
         pairs = list(zip(texts, literals, strict=True))
         if not self._separable:
             found = iter(self._all(text for text, marked in pairs if not marked))
-            return [self._whole(text, marked) if marked else next(found) for text, marked in pairs]
+            yield from (self._whole(text, marked) if marked else next(found) for text, marked in pairs)
+            return
         # text, control token or None, number of a mark or None, text, ...
         split = [(self._marked if marked else self._unmarked).split(text) for text, marked in pairs]
         stretches = list(dict.fromkeys(piece for pieces in split for piece in pieces[::3]))
         ids = dict(zip(stretches, self._all(stretches), strict=True))
-        out: list[list[int]] = []
         for pieces, marked in zip(split, literals, strict=True):
             tokens = list(ids[pieces[0]])
             for control, number, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
                 tokens += [self._id[control]] if control else self._literal(marked[int(number)])
                 tokens += ids[text]
-            out.append(tokens)
-        return out
+            yield tokens
 
     def within(self, text: str) -> list[int]:
         """Token ids of `text` as they are inside a longer one: no space of the tokenizer's own before it."""

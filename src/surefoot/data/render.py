@@ -24,7 +24,7 @@ from surefoot.data.ledger import Ledger
 from surefoot.data.rows import Conversation, Example, PlainText, Record, TokenSpans
 from surefoot.errors import UserError
 
-BATCH = 512
+BATCH = 128
 """Records tokenised at once, in parallel, by the Rust tokenizer."""
 
 
@@ -105,13 +105,11 @@ class Renderer:
                     self.ledger.drop("no token to learn", where)
             pieces += [(row, where, piece) for piece in found]
         turns = [piece for _, _, piece in pieces if isinstance(piece, Turn)]
-        prompts = [turn.prompt for turn in turns]
-        wholes = [turn.prompt + turn.completion for turn in turns]
-        ids = self.encoder.encode(prompts + wholes, [turn.literals for turn in turns] * 2)
-        encoded = zip(ids[: len(turns)], ids[len(turns) :], strict=True)
+        pairs = [text for turn in turns for text in (turn.prompt, turn.prompt + turn.completion)]
+        ids = self.encoder.encode(pairs, [turn.literals for turn in turns for _ in range(2)])
         for row, where, piece in pieces:
             if isinstance(piece, Turn):
-                example, remarks = self._tokenised(piece, *next(encoded), row, where)
+                example, remarks = self._tokenised(piece, next(ids), next(ids), row, where)
                 kind = piece.kind
             else:
                 example, remarks, kind = piece, [], "token ids"
