@@ -13,7 +13,7 @@ def test_an_epoch_sees_every_row_once_and_the_last_step_takes_the_rest() -> None
     assert sampler.steps_per_epoch == 3
     steps = [sampler.step(i).tolist() for i in range(3)]
     assert [len(step) for step in steps] == [4, 4, 2]
-    assert sorted(sum(steps, [])) == list(range(10))
+    assert sorted(row for step in steps for row in step) == list(range(10))
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:

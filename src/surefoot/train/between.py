@@ -139,8 +139,10 @@ class Between:
                 f"{self.run.path} has no checkpoint to continue from; run without resume_from_checkpoint"
             )
         self.progress = checkpoint.load(path, self.network.model, self.optimizers)
-        if path.parent == self.run.checkpoints:
+        if path.resolve().parent == self.run.checkpoints.resolve():
             self.run.keep_events(self.progress.events_size)
+        else:
+            self.run.claim(self.args.overwrite_output_dir)
         return self.progress
 
     def after(self, done: StepEvent) -> None:

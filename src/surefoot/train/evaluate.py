@@ -160,16 +160,22 @@ def tokenise_watch(watch: Watch, renderer: Renderer) -> Watched:
         messages = [{"role": "user", "content": watch.prompt}]
         record = Conversation(messages, ())
         before = renderer.template(messages, record, "watch", add_generation_prompt=True)
-    before += watch.answer_start.rstrip()
-    space = " " if watch.answer_start.strip() or not tokenizer.chat_template else ""
+    texts = [text.strip() for text in (watch.completion, *watch.alternatives)]
+    # Words are joined by a blank, except right after a chat template's generation prompt.
+    parts = [before, watch.answer_start.strip()] if watch.answer_start.strip() else [before]
+    if tokenizer.chat_template:
+        before = "".join(parts)
+        space = " " if len(parts) == 2 else ""
+    else:
+        before, space = " ".join(part.rstrip() for part in parts), " "
     special = not tokenizer.chat_template
     base = tokenizer(before, add_special_tokens=special)["input_ids"]
     examples = []
-    for text in (watch.completion, *watch.alternatives):
-        whole = tokenizer(before + space + text.strip(), add_special_tokens=special)["input_ids"]
+    for text in texts:
+        whole = tokenizer(before + space + text, add_special_tokens=special)["input_ids"]
         name = whole[len(base) :]
         if whole[: len(base)] != base:
-            name = tokenizer(space + text.strip(), add_special_tokens=False)["input_ids"]
+            name = tokenizer(space + text, add_special_tokens=False)["input_ids"]
         examples.append(Example(np.array(base, np.int32), np.array(name, np.int32), 0, f"watch {text!r}"))
     return Watched(watch, tuple(examples))
 

@@ -82,7 +82,7 @@ def prepare_model(
     model.to(place)
     product_dtype = _set_precision(model, args.precision, place)
     if args.gradient_checkpointing:
-        unwrapped(model).gradient_checkpointing_enable({"use_reentrant": False})
+        unwrapped(model).activation_checkpointing_enable({"use_reentrant": False})
         unwrapped(model).enable_input_require_grads()
     model.train()
     return Prepared(model, tokenizer, name, product_dtype, notes)
