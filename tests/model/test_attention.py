@@ -16,7 +16,7 @@ class Module:
     is_causal = True
 
 
-def by_mask(q, k, v, forest, scale, window=None, softcap=None, sinks=None):  # noqa: ANN001, ANN201
+def by_mask(q, k, v, forest, scale, window=None, softcap=None, sinks=None):
     """The definition: slot q sees slot k iff k <= q < subtree_end[k] (and the window reaches)."""
     slots = torch.arange(len(forest.ids_T))
     sees = (slots[None, :] <= slots[:, None]) & (slots[:, None] < forest.subtree_end_T[None, :])

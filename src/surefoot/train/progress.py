@@ -1,47 +1,72 @@
-"""The live progress bar: loss, learning rate, tokens per second, time left. Silent when there is no terminal."""
+"""What a run shows while it goes: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
+
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from surefoot.events import EndEvent, EvalEvent, Event, StartEvent, StepEvent
+from surefoot.events import EndEvent, EvalEvent, Event, SampleEvent, StartEvent, StepEvent, WatchEvent
+
+PAUSE = 10.0
+"""Seconds between two lines about steps where there is no terminal for a bar."""
 
 
 class ProgressBar:
-    """Listens to a run's events and draws them on stderr."""
+    """Listens to a run's events and tells of them on stderr."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
+        self._total = 0
+        self._told = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        if not self.console.is_terminal:
-            return
         if isinstance(event, StartEvent):
+            self._total = event.total_steps
             self._start(event)
-        elif isinstance(event, StepEvent) and self.bar is not None:
-            said = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {event.tokens_per_second:,.0f} tokens/s"
-            self.bar.update(self.bar.task_ids[0], completed=event.step, said=said)
-        elif isinstance(event, EvalEvent) and self.bar is not None:
+        elif isinstance(event, StepEvent):
+            self._step(event)
+        elif isinstance(event, EvalEvent):
             metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
-            self.bar.console.print(
-                f"step {event.step}: {event.name}  {metrics}{'  (best)' if event.best else ''}"
-            )
+            self._say(event, f"{metrics}{'  (best so far)' if event.best else ''}")
+        elif isinstance(event, WatchEvent):
+            self._say(event, "  ".join(f"p({text}) {p:.4f}" for text, p in event.p.items()))
+        elif isinstance(event, SampleEvent):
+            right = "✓" if event.answer.strip() == event.want.strip() else "✗"
+            self._say(event, f"{event.where} {right} {event.answer.strip()!r}")
         elif isinstance(event, EndEvent):
             self.close()
 
     def _start(self, event: StartEvent) -> None:
+        if not self.console.is_terminal:
+            return
         self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=self.console,
         )
-        self.bar.add_task("training", total=event.total_steps, completed=event.step, said="")
+        self.bar.add_task("training", total=event.total_steps, completed=event.step, said="first step")
         self.bar.start()
+
+    def _step(self, event: StepEvent) -> None:
+        speed = f"{event.tokens_per_second:,.0f} tokens/s"
+        said = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {speed}"
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=event.step, said=said)
+        elif not self.console.is_terminal and (
+            time.monotonic() - self._told >= PAUSE or event.step == self._total
+        ):
+            self._told = time.monotonic()
+            self._say(event, said)
+
+    def _say(self, event: Event, text: str) -> None:
+        console = self.bar.console if self.bar is not None else self.console
+        console.print(f"step {event.step:,} of {self._total:,}:  {text}", markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call at any time."""

@@ -1,0 +1,51 @@
+"""What a run shows: a bar with loss, rate, speed and time left on a terminal; plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from surefoot.events import EndEvent, EvalEvent, Event, SampleEvent, StartEvent, StepEvent, WatchEvent
+from surefoot.train.progress import ProgressBar
+
+STEP = StepEvent(
+    step=2, epoch=1.0, loss=0.25, learning_rate=1e-4, grad_norm=1.0, clip_factor=1.0, token_accuracy=0.5,
+    entropy=0.1, tokens=70, supervised=7, num_tokens=140, micro_batches=1, step_seconds=0.1,
+    tokens_per_second=1234.0, examples=[],
+)  # fmt: skip
+EVENTS: list[Event] = [
+    StartEvent(step=0, total_steps=2, steps_per_epoch=2),
+    WatchEvent(step=0, prompt="?", p={"Sacramento": 0.0188, "[bold]": 0.5}),
+    STEP,
+    EvalEvent(step=2, name="eval", metrics={"eval_loss": 0.5}, best=True, eval_seconds=1.0),
+    SampleEvent(step=2, where="a.jsonl:1", prompt="?", answer="Denver", want="Denver"),
+    EndEvent(step=2, reason="finished", train_runtime_seconds=1.0, train_loss=0.25),
+]
+
+
+def shown(terminal: bool) -> str:
+    out = io.StringIO()
+    bar = ProgressBar(Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    for event in EVENTS:
+        bar(event)
+    assert bar.bar is None, "the terminal is given back"
+    return out.getvalue()
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    said = shown(terminal=True)
+    for part in ("2/2", "loss 0.2500", "lr 1.00e-04", "1,234 tokens/s", "left", "p(Sacramento) 0.0188"):
+        assert part in said
+
+
+def test_elsewhere_there_are_plain_lines_and_no_bar() -> None:
+    said = shown(terminal=False)
+    assert "\x1b" not in said
+    assert "\r" not in said
+    assert said.splitlines() == [
+        "step 0 of 2:  p(Sacramento) 0.0188  p([bold]) 0.5000",
+        "step 2 of 2:  loss 0.2500  lr 1.00e-04  1,234 tokens/s",
+        "step 2 of 2:  eval_loss 0.5  (best so far)",
+        "step 2 of 2:  a.jsonl:1 ✓ 'Denver'",
+    ]
