@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -59,7 +60,7 @@ def show(console: Console, result: dict) -> None:
     )
     table.add_section()
     for name in before["p"]:
-        table.add_row(f"p({name})", f"{before['p'][name]:.4f}", f"{after['p'][name]:.4f}")
+        table.add_row(f"p({name})", _probability(before["p"][name]), _probability(after["p"][name]))
     console.print(table)
     console.print(f'p: after "The capital of California is". Trained in {result["train_seconds"]:.0f} s.')
     console.print("Go on with:")
@@ -68,16 +69,20 @@ def show(console: Console, result: dict) -> None:
     console.print("  .venv/bin/surefoot evaluate runs/capitals --data examples/capitals/heldout.jsonl")
 
 
+def _probability(p: float) -> str:
+    return f"{p:.4f}" if p >= 1e-4 else f"{p:.0e}"
+
+
 def _marked(text: str, want: str) -> Text:
     right = city(text) == city(want)
     return Text(("✓ " if right else "✗ ") + text, "green" if right else "red")
 
 
-def main() -> int:
-    """Look, train, look again."""
+def main(**overrides: Any) -> int:
+    """Look, train, look again. `overrides`: options instead of the recipe's."""
     logging.disable_progress_bar()
     console = Console(width=None if sys.stdout.isatty() else 110)
-    args = SFTConfig(**read_recipe(HERE / "recipe.yaml"), overwrite_output_dir=True)
+    args = SFTConfig(**{**read_recipe(HERE / "recipe.yaml"), "overwrite_output_dir": True, **overrides})
     with console.status("reading the model (unpacked once, then kept)"):
         trainer = SFTTrainer(args=args)
     for line in [*trainer.ledgers(), *trainer.notes()]:
