@@ -16,7 +16,7 @@ Both: all weights, AdamW (fused), peak learning rate 1e-4, linear schedule witho
 gradient clipped to norm 1, seed 42, rows not shuffled, CPU, and an allocator that keeps its memory: surefoot
 asks for it itself (`mallopt`), TRL gets it through the environment. TRL's activation checkpointing is off; it
 pads the batch of 8 rows, as it does by default. So the ratio of their speeds is that of these settings, not of
-TRL's best.
+TRL's best; and the runs follow one another, so on a shared machine it is rough.
 
 Prints the tables, writes `results/losses_gsm8k.json`, and exits with status 1 if the loss of any judged step
 differs by more than `--tolerance` percent, or if the two did not train on the same tokens.
@@ -44,6 +44,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 import surefoot
 from surefoot.config import SFTConfig
@@ -98,13 +99,14 @@ class Curve:
     threads: int
     versions: dict[str, str]
 
-    def seconds_until(self, step: int) -> float:
-        """Duration of the timed steps up to `step`."""
-        return self.ended[step - 1] - self.ended[FIRST_TIMED - 2]
+    def seconds(self) -> float:
+        """Duration of the timed steps."""
+        return self.ended[-1] - self.ended[FIRST_TIMED - 2]
 
 
 def train_surefoot(recipe: Recipe, rows: list[dict[str, str]], folder: Path) -> Curve:
     """Train on the rows as they are, and read the run's events."""
+    disable_progress_bar()
     trainer = SFTTrainer(
         model=recipe.model,
         args=SFTConfig(
@@ -215,11 +217,16 @@ def percent(ours: float, theirs: float) -> float:
 
 
 def compare(recipe: Recipe, ours: Curve, theirs: Curve) -> dict[str, Any]:
-    """Both curves side by side as far as the peer's goes, the largest differences, the ratio of the speeds."""
+    """Both curves side by side as far as the peer's goes, the largest differences, and, of whole curves, the
+    ratio of the speeds."""
     steps = len(theirs.loss)
     differences = [percent(a, b) for a, b in zip(ours.loss[:steps], theirs.loss, strict=True)]
     norms = [percent(a, b) for a, b in zip(ours.grad_norm[:steps], theirs.grad_norm, strict=True)]
     rates = zip(ours.learning_rate[:steps], theirs.learning_rate, strict=True)
+    speed: dict[str, Any] = {}
+    if steps == recipe.steps:
+        speed["timed_steps"] = f"{FIRST_TIMED} to {steps}"
+        speed["tokens_per_second_ratio"] = theirs.seconds() / ours.seconds()
     return {
         "recipe": asdict(recipe),
         "surefoot": {"loss": ours.loss[:steps], "grad_norm": ours.grad_norm[:steps]},
@@ -228,8 +235,7 @@ def compare(recipe: Recipe, ours: Curve, theirs: Curve) -> dict[str, Any]:
         "largest_loss_difference_percent": max(map(abs, differences)),
         "largest_grad_norm_difference_percent": max(map(abs, norms)),
         "same_learning_rates": all(abs(a - b) <= 1e-12 for a, b in rates),
-        "timed_steps": f"{FIRST_TIMED} to {steps}",
-        "tokens_per_second_ratio": theirs.seconds_until(steps) / ours.seconds_until(steps),
+        **speed,
         "supervised_tokens": {"surefoot": learned(ours.rows), "trl": learned(theirs.rows)},
     }
 
@@ -245,12 +251,14 @@ def show(title: str, found: dict[str, Any]) -> None:
             f"{ours['grad_norm'][step]:27.4f}{theirs['grad_norm'][step]:10.4f}"
         )
     print(
-        f"largest difference: loss {found['largest_loss_difference_percent']:.4f} %, "
-        f"gradient norm {found['largest_grad_norm_difference_percent']:.3f} %; learning rates "
-        f"{'the same' if found['same_learning_rates'] else 'DIFFER'}; tokens/s of the rows over steps "
-        f"{found['timed_steps']}: surefoot {found['tokens_per_second_ratio']:.2f} x TRL",
+        f"largest difference: loss {found['largest_loss_difference_percent']:.6f} %, "
+        f"gradient norm {found['largest_grad_norm_difference_percent']:.5f} %; learning rates "
+        f"{'the same' if found['same_learning_rates'] else 'DIFFER'}",
         flush=True,
     )
+    if "tokens_per_second_ratio" in found:
+        ratio, steps = found["tokens_per_second_ratio"], found["timed_steps"]
+        print(f"tokens/s of the rows over steps {steps}: surefoot {ratio:.2f} x TRL", flush=True)
 
 
 def machine() -> dict[str, Any]:
@@ -284,10 +292,10 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=1.0, help="percent of a step's loss")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "losses_gsm8k.json")
     args = parser.parse_args()
-    if min(args.steps, args.default_steps, args.fp32_steps or FIRST_TIMED) < FIRST_TIMED:
+    if min(args.steps, args.fp32_steps or FIRST_TIMED) < FIRST_TIMED:
         parser.error(f"steps are timed from the third on: at least {FIRST_TIMED}")
-    if max(args.default_steps, args.fp32_steps) > args.steps:
-        parser.error("--steps is the largest number of steps")
+    if not 0 < args.default_steps <= args.steps or args.fp32_steps > args.steps:
+        parser.error("--default-steps and --fp32-steps go up to --steps")
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder = str(locate(args.model))
