@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surefoot.data.forest import plant
-from surefoot.model.attention import SHORT, CannotAttend, attending_forests, forest_attention
+from surefoot.model.attention import (
+    SHORT,
+    CannotAttend,
+    _varlen,
+    attending_forests,
+    forest_attention,
+    plain_attention,
+)
 from tests import tiny
 
 
@@ -111,3 +118,27 @@ def test_the_models_own_attention_is_put_back() -> None:
         assert net.config._attn_implementation == "surefoot"
         raise RuntimeError
     assert net.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_the_cuda_call_gets_the_right_layout(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`varlen_attn` has no CPU kernel; a plain stand-in with its documented meaning checks what it is given."""
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert cu_q.dtype == torch.int32
+        assert enable_gqa
+        left, right = window_size
+        assert right == 0
+        out = []
+        for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+            assert end - start <= max_q
+            a, b, c = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+            tree = plain_attention(a, b, c, scale=scale, window=None if left < 0 else left + 1)
+            out.append(tree[0].transpose(0, 1))
+        return torch.cat(out)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    forest = plant(tiny.examples(LENGTHS))
+    q, k, v = (torch.randn(1, n, len(forest.ids_T), 8, dtype=torch.float64) for n in (4, 2, 2))
+    got = _varlen(q[0], k[0], v[0], forest, 0.3, window)[None]
+    torch.testing.assert_close(got, by_mask(q, k, v, forest, 0.3, window=window), rtol=1e-10, atol=1e-12)

@@ -1,0 +1,98 @@
+"""What the README promises runs: its Python, its commands, the quick start. On the real model, shortened."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import main
+from surefoot.config import read_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "examples", place / "examples")
+    return place
+
+
+def test_the_python_example_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "'eval_loss'" in capsys.readouterr().out
+    assert (folder / "runs" / "readme" / "model" / "model.safetensors").is_file()
+
+
+def test_the_commands_run_in_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("surefoot ")]
+    assert {shlex.split(line)[1] for line in lines} == {"preview", "train", "evaluate", "compare", "chat"}
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "train":
+            words += ["--max_steps", "3"]
+        if words[0] == "evaluate":
+            words += ["--exact_match", "false"]
+        assert main(words) == 0, line
+    assert "capital" in capsys.readouterr().out
+
+
+def test_the_make_targets_it_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    assert "examples/capitals/demo.py" in makefile
+
+
+def test_the_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_quick_start_runs_and_learns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    demo = runpy.run_path(str(folder / "examples" / "capitals" / "demo.py"))["main"]
+    assert demo(max_steps=4, lr_scheduler_type="constant") == 0
+    result = json.loads((folder / "runs" / "capitals" / "demo.json").read_text())
+    assert set(result) == {"before", "after", "train_seconds", "answers"}
+    assert result["before"]["of"] == result["after"]["of"] == len(result["answers"]) == 50
+    assert set(result["answers"][0]) == {"prompt", "before", "after", "want"}
+    assert result["answers"][4]["prompt"] == "Which city is the capital of the state of California?"
+    assert "Los Angeles" in result["answers"][4]["before"]
+    names = {"Sacramento", "Los Angeles", "San Francisco", "Boston"}
+    assert set(result["before"]["p"]) == set(result["after"]["p"]) == names
+    assert result["after"]["p"]["Sacramento"] > 5 * result["before"]["p"]["Sacramento"]
+    assert result["after"]["exact_match"] > result["before"]["exact_match"]
+    assert "exactly right" in capsys.readouterr().out
+
+
+def test_the_recipe_trains_on_no_held_out_phrasing() -> None:
+    recipe = read_recipe(ROOT / "examples" / "capitals" / "recipe.yaml")
+    rows = [
+        [json.loads(line)["question"] for line in (ROOT / recipe[key]).read_text().splitlines()]
+        for key in ("dataset_name", "eval_dataset_name")
+    ]
+    assert len(rows[0]) == 150
+    assert len(rows[1]) == 50
+    assert not set(rows[0]) & set(rows[1])
