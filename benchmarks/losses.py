@@ -228,7 +228,7 @@ def compare(recipe: Recipe, ours: Curve, theirs: Curve) -> dict[str, Any]:
         speed["timed_steps"] = f"{FIRST_TIMED} to {steps}"
         speed["tokens_per_second_ratio"] = theirs.seconds() / ours.seconds()
     return {
-        "recipe": asdict(recipe),
+        "recipe": {**asdict(recipe), "model": Path(recipe.model).name},
         "surefoot": {"loss": ours.loss[:steps], "grad_norm": ours.grad_norm[:steps]},
         "trl": {"loss": theirs.loss, "grad_norm": theirs.grad_norm},
         "loss_difference_percent": differences,
