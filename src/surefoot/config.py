@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from surefoot.errors import UserError, nearest
-from surefoot.names import REFUSED, SUPERSEDED
+from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED, is_off, translate
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Strategy = Literal["no", "steps", "epoch"]
@@ -42,7 +42,11 @@ class SFTConfig(BaseModel):
     """Options of a fine-tuning run. An unknown name is an error that tells the nearest known one."""
 
     model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     # Model
@@ -76,7 +80,7 @@ class SFTConfig(BaseModel):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     lora_target_modules: list[str] | str = "all-linear"
-    """Names of the modules that get an adapter."""
+    """Names of the modules that get an adapter, or a pattern (regular expression) of their full names."""
 
     # Data
     dataset_name: str | None = None
@@ -183,6 +187,10 @@ class SFTConfig(BaseModel):
     """Reporters, by Hugging Face's names: tensorboard, wandb, mlflow, trackio, ..."""
     run_name: str | None = None
     """Name of the run for reporters. Default: output_dir."""
+    project: str = "huggingface"
+    """Project of the run for reporters that have projects (trackio)."""
+    trackio_space_id: str | None = None
+    """Hugging Face Space that trackio reports to. Default: this machine."""
     disable_tqdm: bool = False
     """No progress bar. There is none anyway when the output is no terminal."""
     save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
@@ -194,6 +202,11 @@ class SFTConfig(BaseModel):
     resume_from_checkpoint: bool | str = False
     """true: continue from the run folder's newest checkpoint; or the path of a checkpoint."""
 
+    # What else Hugging Face's reporters read off their arguments: nothing of a run is published.
+    trackio_bucket_id: ClassVar[None] = None
+    trackio_static_space_id: ClassVar[bool] = False
+    hub_private_repo: ClassVar[None] = None
+
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, given: Any) -> Any:
@@ -201,20 +214,20 @@ class SFTConfig(BaseModel):
         if not isinstance(given, dict):
             return given
         given = dict(given)
-        _translate_precision(given)
+        translate(given)
         answered = [f"{name}: {SUPERSEDED[name]}" for name in list(given) if name in SUPERSEDED]
         for name in [name for name in given if name in SUPERSEDED]:
             del given[name]
         if answered:
             warnings.warn("options with nothing left to decide:\n  " + "\n  ".join(answered), stacklevel=4)
         for name, value in given.items():
-            if name in REFUSED and value not in (None, False, "", 0):
+            if name in REFUSED and not is_off(value):
                 raise ValueError(f"{name}: {REFUSED[name]}")
             if name not in cls.model_fields and name not in REFUSED:
                 raise ValueError(f"unknown option '{name}'.{nearest(name, cls.model_fields)}")
         return {name: value for name, value in given.items() if name not in REFUSED}
 
-    @field_validator("output_dir", "model_name_or_path", mode="before")
+    @field_validator("output_dir", "model_name_or_path", "resume_from_checkpoint", mode="before")
     @classmethod
     def _path(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -281,28 +294,6 @@ class SFTConfig(BaseModel):
         return json.dumps(self.to_dict(), indent=2)
 
 
-def _translate_precision(given: dict[str, Any]) -> None:
-    """`bf16=True` and `fp16=True` of Hugging Face, and TRL's `dtype`, as `precision`."""
-    flag = given.pop("bf16", None)
-    if flag is not None and given.get("precision") is None:
-        if str(flag).lower() not in ("true", "false"):
-            raise ValueError(f"bf16: true or false, not {flag!r}")
-        given["precision"] = "bf16" if str(flag).lower() == "true" else "fp32"
-    for name in ("dtype", "torch_dtype"):
-        value = str(given.pop(name, None) or "auto").removeprefix("torch.")
-        if value not in ("auto", "float32", "bfloat16"):
-            raise ValueError(
-                f"{name}: surefoot trains in fp32 or bf16; use precision=fp32, bf16 or pure-bf16"
-            )
-        if value == "bfloat16" and given.get("precision") is None:
-            warnings.warn(
-                f"{name}=bfloat16 stores weights in bf16 and loses small updates; precision=bf16 keeps "
-                "them in fp32 with bf16 products, at the same speed. Using that.",
-                stacklevel=5,
-            )
-            given["precision"] = "bf16"
-
-
 Options = TypeVar("Options", bound=BaseModel)
 
 
@@ -350,7 +341,3 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             f"{path}: unknown option '{unknown[0]}'.{nearest(unknown[0], SFTConfig.model_fields)}"
         )
     return content
-
-
-TRANSLATED = {"bf16", "dtype", "torch_dtype"}
-"""Names of Hugging Face that become `precision`."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from typing import Any
+
 _PLANNER = "the planner packs each step without padding, whatever this says; the step stays the same rows"
 _MEMORY = "evaluation is planned by tokens (micro_batch_tokens)"
 _LOADER = "rows are tokenised before step 1 and sliced from memory; there is no loader to tune"
+_ONE_PROCESS = "one process trains and writes the run"
+_METRICS = "an evaluation is loss, perplexity, token accuracy and, if asked for, exact answers"
+_NOT_PUSHED = "a run is not pushed; push its folder model/ with `hf upload`"
+_QUANTISED = "matters with load_in_4bit only, which is not supported yet"
 
 SUPERSEDED: dict[str, str] = {
     "packing": _PLANNER,
@@ -46,6 +54,42 @@ SUPERSEDED: dict[str, str] = {
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
     "lora_task_type": "LoRA is for causal language models here",
     "dataset_batch_size": "rows are tokenised in batches of a fixed size",
+    "use_cache": "training never keeps keys and values",
+    "liger_kernel_config": "the head runs over target tokens only, in chunks",
+    "activation_checkpointing_kwargs": "checkpointing is non-reentrant",
+    "length_column_name": _PLANNER,
+    "torch_empty_cache_steps": "micro_batch_tokens bounds the memory of a step",
+    "bf16_full_eval": "an evaluation is computed as training is (precision)",
+    "fp16_full_eval": "an evaluation is computed as training is (precision)",
+    "prediction_loss_only": _METRICS,
+    "include_for_metrics": _METRICS,
+    "batch_eval_metrics": _METRICS,
+    "eval_do_concat_batches": _METRICS,
+    "eval_use_gather_object": _METRICS,
+    "dataloader_in_order": _LOADER,
+    "dataloader_multiprocessing_context": _LOADER,
+    "ignore_data_skip": "resuming finds its rows without reading past the others",
+    "do_predict": "`surefoot evaluate` answers held-out prompts",
+    "enable_jit_checkpoint": "SIGTERM always finishes the step and saves",
+    "skip_memory_metrics": "memory is not measured",
+    "log_level_replica": _ONE_PROCESS,
+    "log_on_each_node": _ONE_PROCESS,
+    "save_on_each_node": _ONE_PROCESS,
+    "local_rank": _ONE_PROCESS,
+    "ignore_bias_buffers": _ONE_PROCESS,
+    "ddp_backend": _ONE_PROCESS,
+    "ddp_broadcast_buffers": _ONE_PROCESS,
+    "ddp_bucket_cap_mb": _ONE_PROCESS,
+    "ddp_static_graph": _ONE_PROCESS,
+    "ddp_timeout": _ONE_PROCESS,
+    "hub_always_push": _NOT_PUSHED,
+    "hub_model_id": _NOT_PUSHED,
+    "hub_revision": _NOT_PUSHED,
+    "hub_strategy": _NOT_PUSHED,
+    "hub_token": _NOT_PUSHED,
+    "bnb_4bit_quant_type": _QUANTISED,
+    "bnb_4bit_quant_storage": _QUANTISED,
+    "use_bnb_nested_quant": _QUANTISED,
 }
 
 REFUSED: dict[str, str] = {
@@ -65,4 +109,75 @@ REFUSED: dict[str, str] = {
     "use_dora": "pass a peft_config from Python",
     "use_rslora": "pass a peft_config from Python",
     "lora_modules_to_save": "pass a peft_config from Python",
+    "lora_target_parameters": "pass a peft_config from Python",
+    "activation_checkpointing": "its name here is gradient_checkpointing",
+    "data_seed": "`seed` decides the order of the rows too",
+    "dataloader_drop_last": "the last step of an epoch takes the rows that are left; none is dropped",
+    "eval_delay": "not supported; evaluations start with the first that eval_steps or eval_strategy=epoch gives",
+    "lr_scheduler_kwargs": "the schedules here take no arguments; linear and cosine end at 0",
+    "optim_target_modules": "the optimizers that need it are not supported; use_peft=true trains LoRA",
+    "save_only_model": "a checkpoint can always be resumed from; save_strategy=no leaves only the result, model/",
+    "torch_compile_backend": "compilation is not supported yet",
+    "torch_compile_mode": "compilation is not supported yet",
+    "fsdp_config": "several devices are not supported yet",
+    "accelerator_config": "several devices are not supported yet",
+    "parallelism_config": "several devices are not supported yet",
+    "env": "set environment variables in the shell, before `surefoot train`",
 }
+
+TRANSLATED = {"bf16", "dtype", "torch_dtype"}
+"""Names of Hugging Face that become `precision`."""
+
+OFF = (None, False, "", 0, [], {}, "false", "no", "none", "null", "off", "0")
+
+
+def is_off(value: Any) -> bool:
+    """Whether the value of an option, as YAML or a flag gives it, asks for nothing."""
+    return (value.strip().lower() if isinstance(value, str) else value) in OFF
+
+
+def translate(given: dict[str, Any]) -> None:
+    """What Hugging Face, YAML and flags say in other words, in ours; in place."""
+    _translate_precision(given)
+    for name in ("eval_strategy", "save_strategy"):
+        if given.get(name) is False:  # YAML 1.1 reads `no` as false
+            given[name] = "no"
+    if "resume_from_checkpoint" in given:
+        said = given["resume_from_checkpoint"]
+        words = {"true": True, "false": False, "none": False, "": False}
+        given["resume_from_checkpoint"] = words.get(str(said).lower(), said)
+    if "lora_target_modules" in given:
+        given["lora_target_modules"] = _target_modules(given["lora_target_modules"])
+
+
+def _translate_precision(given: dict[str, Any]) -> None:
+    """`bf16=True` of Hugging Face, and TRL's `dtype`, as `precision`."""
+    flag = given.pop("bf16", None)
+    if flag is not None and given.get("precision") is None:
+        if str(flag).lower() not in ("true", "false"):
+            raise ValueError(f"bf16: true or false, not {flag!r}")
+        given["precision"] = "bf16" if str(flag).lower() == "true" else "fp32"
+    for name in ("dtype", "torch_dtype"):
+        value = str(given.pop(name, None) or "auto").removeprefix("torch.")
+        if value not in ("auto", "float32", "bfloat16"):
+            raise ValueError(
+                f"{name}: surefoot trains in fp32 or bf16; use precision=fp32, bf16 or pure-bf16"
+            )
+        if value == "bfloat16" and given.get("precision") is None:
+            warnings.warn(
+                f"{name}=bfloat16 stores weights in bf16 and loses small updates; precision=bf16 keeps "
+                "them in fp32 with bf16 products, at the same speed. Using that.",
+                stacklevel=6,
+            )
+            given["precision"] = "bf16"
+
+
+def _target_modules(value: Any) -> Any:
+    """Names as a list, "all-linear" and a pattern as text: PEFT reads any other text as a pattern."""
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return value
+    words = [word.strip() for word in words]
+    if len(words) == 1 and (words[0] == "all-linear" or not re.fullmatch(r"[\w.-]+", words[0])):
+        return words[0]
+    return value if isinstance(value, str) and not re.fullmatch(r"[\w.,\s-]+", value) else words

@@ -54,12 +54,15 @@ class Answerer:
             ids = generate(self.network, self.tokenizer, prompts, max_new_tokens)
         return [str(self.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
 
-    def stream(self, messages: Messages, max_new_tokens: int, temperature: float) -> str:
-        """An answer printed as it comes; greedy at temperature 0."""
+    def reply(
+        self, messages: Messages, max_new_tokens: int, temperature: float, *, aloud: bool = False
+    ) -> str:
+        """An answer, greedy at temperature 0; `aloud`, it is printed as it comes."""
         from transformers import TextStreamer
 
         ids = torch.from_numpy(self.prompt_ids(messages).astype(np.int64))[None].to(self.network.device)
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if aloud else None
+        ends = self.network.core.generation_config.eos_token_id  # type: ignore[union-attr]
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
             sampling["temperature"] = temperature
@@ -69,6 +72,7 @@ class Answerer:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 streamer=streamer,
+                eos_token_id=ends if ends is not None else self.tokenizer.eos_token_id,
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                 **sampling,
             )
@@ -95,6 +99,8 @@ def questions(answerer: Answerer, data: str, columns: dict[str, str], limit: int
         for example in renderer.examples([(record, row.where)]):
             want = str(answerer.tokenizer.decode(example.completion_ids, skip_special_tokens=True))
             found.append(Question(example.prompt_ids, _shown(record, answerer, example), want))
+    if not found:
+        raise UserError(f"{data}: no assistant turn in its first {limit} rows, so there is nothing to ask")
     return found
 
 

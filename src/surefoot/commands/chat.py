@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from surefoot.commands.options import parse, plainly_said
 from surefoot.config import checked
@@ -21,9 +21,9 @@ class ChatOptions(BaseModel):
     """Ask this, print the answer, and leave."""
     system: str | None = None
     """System message."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = Field(256, gt=0)
     """Longest answer, in tokens."""
-    temperature: float = 0.0
+    temperature: float = Field(0.0, ge=0)
     """0: the likeliest answer; above: sample."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
@@ -56,10 +56,10 @@ def _talk(name: str, options: ChatOptions, *, as_json: bool) -> int:
     if options.prompt is not None:
         messages = [*opening, {"role": "user", "content": options.prompt}]
         if as_json:
-            text = answerer.answer([answerer.prompt_ids(messages)], options.max_new_tokens)[0]
+            text = answerer.reply(messages, options.max_new_tokens, options.temperature)
             print(json.dumps({"prompt": options.prompt, "answer": text}, ensure_ascii=False))
         else:
-            answerer.stream(messages, options.max_new_tokens, options.temperature)
+            answerer.reply(messages, options.max_new_tokens, options.temperature, aloud=True)
         return 0
     messages = list(opening)
     while (text := _ask()) is not None:
@@ -68,7 +68,7 @@ def _talk(name: str, options: ChatOptions, *, as_json: bool) -> int:
         if text == "/new":
             continue
         messages.append({"role": "user", "content": text})
-        said = answerer.stream(messages, options.max_new_tokens, options.temperature)
+        said = answerer.reply(messages, options.max_new_tokens, options.temperature, aloud=True)
         messages.append({"role": "assistant", "content": said})
     return 0
 

@@ -44,11 +44,12 @@ def run(argv: list[str]) -> int:
         prog="surefoot compare",
         about="Ask two models the same. With one run folder: its base model, and its result.",
         positional={"models": ("*", "a run folder; or two models, before and after")},
+        whole=["prompt"],
     )
     options = checked(CompareOptions, parsed.options)
     before, after = _two(parsed.positional["models"])
-    if not options.prompt and options.data is None:
-        raise UserError("ask something, with --prompt TEXT or --data FILE")
+    if bool(options.prompt) == (options.data is not None):
+        raise UserError("ask something, with either --prompt TEXT or --data FILE")
     with plainly_said():
         result = compare(before, after, options)
     if parsed.json:
@@ -64,7 +65,10 @@ def _two(models: Sequence[str]) -> tuple[str, str]:
     if len(models) == 1:
         config = Path(models[0]) / "run.json"
         if config.is_file():
-            return str(json.loads(config.read_text(encoding="utf-8"))["model"]["name"]), models[0]
+            try:
+                return str(json.loads(config.read_text(encoding="utf-8"))["model"]["name"]), models[0]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{config}: this does not name the run's base model") from None
         raise UserError(f"{models[0]} is no run folder (no run.json); name two models instead")
     raise UserError("surefoot compare RUN, or surefoot compare BEFORE AFTER")
 

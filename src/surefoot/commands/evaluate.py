@@ -7,7 +7,7 @@ import json
 from pydantic import BaseModel, ConfigDict, Field
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import SFTConfig
+from surefoot.config import SFTConfig, checked
 from surefoot.errors import UserError
 
 
@@ -20,13 +20,13 @@ class EvaluateOptions(BaseModel):
     """Held-out rows: a file, a folder or a hub dataset."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Which column is what: prompt=question,completion=answer."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = Field(256, gt=0)
     """Longest generated answer, in tokens."""
     exact_match: bool = True
     """Answer every prompt greedily and count the exact ones; false is quicker."""
     precision: str | None = None
     """As in training: bf16 or fp32 matrix products."""
-    max_length: int | None = None
+    max_length: int | None = Field(None, gt=1)
     """Longest example in tokens."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
@@ -41,11 +41,11 @@ def run(argv: list[str]) -> int:
         about="Loss, perplexity and token accuracy over supervised tokens, and exact greedy answers.",
         positional={"model": ("?", "a run folder, or whatever names a model")},
     )
-    options = dict(parsed.options)
-    model, data = parsed.positional["model"], options.pop("data", None)
+    options = checked(EvaluateOptions, parsed.options).model_dump()
+    model, data = parsed.positional["model"], options.pop("data")
     if model is None or data is None:
         raise UserError("surefoot evaluate MODEL --data FILE: both are needed")
-    exact = options.pop("exact_match", "true")
+    exact = options.pop("exact_match")
     with plainly_said():
         args = SFTConfig(**options, eval_exact_match=exact)
         result = evaluate(model, data, args)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from pydantic import BaseModel
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from surefoot.errors import UserError, nearest
+
+ANSWERS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+"""What may follow a flag that is a switch."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def parse(
     about: str,
     positional: dict[str, tuple[str, str]] | None = None,
     also_known: Sequence[str] = (),
+    whole: Sequence[str] = (),
 ) -> Parsed:
     """Read `argv` by the fields of `options`.
 
@@ -49,6 +54,7 @@ def parse(
         options: a pydantic model; its fields are the flags, their docstrings the help.
         positional: name → (nargs, help) of arguments without a flag.
         also_known: flags that are no fields but that the class knows how to answer.
+        whole: lists of texts that may hold commas: each use of the flag adds one.
 
     Raises UserError for what cannot be parsed, with the nearest name for an unknown flag.
     """
@@ -65,11 +71,16 @@ def parse(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = CliSettingsSource(settings, root_parser=parser, cli_prog_name=prog)
-    argv, answered = _normalised(argv, options, also_known)
+    argv, answered = _normalised(argv, options, also_known, whole)
     found = vars(parser.parse_args(argv))
     own = {name: found.pop(name) for name in (positional or {})}
     as_json = found.pop("json")
-    values = source(parsed_args={k: v for k, v in found.items() if v is not None})()
+    try:
+        values = source(parsed_args={k: v for k, v in found.items() if v is not None})()
+    except SettingsError as error:
+        name = str(error).partition(":")[0].rpartition(" ")[2]
+        form = "a=b,c=d" if "dict" in str(options.model_fields[name].annotation) else "a,b"
+        raise UserError(f"--{name}: this cannot be read; write it as {form}, or as JSON") from None
     return Parsed({**values, **answered}, own, as_json)
 
 
@@ -89,7 +100,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _normalised(
-    argv: Sequence[str], options: type[BaseModel], also_known: Sequence[str]
+    argv: Sequence[str], options: type[BaseModel], also_known: Sequence[str], whole: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """--learning-rate as --learning_rate, a bare --flag as --flag true, unknown names refused."""
     fields = options.model_fields
@@ -106,23 +117,19 @@ def _normalised(
         if name not in fields and name not in also_known:
             raise UserError(f"unknown option '--{name}'.{nearest(name, fields)}")
         if not equals:
-            bare = not words or (words[0].startswith("--") and not _is_number(words[0]))
-            if bare and name in fields and fields[name].annotation is not bool:
+            kind = fields[name].annotation if name in fields else None
+            switch = kind is bool or bool in get_args(kind)
+            bare = not words or words[0].startswith("--")
+            if bare and kind is not None and not switch:
                 raise UserError(f"--{name} needs a value")
+            # What follows a switch and is no answer to it is the recipe or the model.
+            bare = bare or (switch and str not in get_args(kind) and words[0].lower() not in ANSWERS)
             value = "true" if bare else words.pop(0)
         if name in fields:
-            out += [f"--{name}={value}"]
+            out += [f"--{name}={json.dumps([value]) if name in whole else value}"]
         else:
             answered[name] = value
     return out, answered
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 @contextmanager

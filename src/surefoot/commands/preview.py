@@ -25,8 +25,8 @@ class PreviewOptions(BaseModel):
     """Which column is what: prompt=question,completion=answer."""
     limit: int = Field(3, ge=0)
     """Examples to show; the ledger is over all rows."""
-    max_length: int | None = None
-    """Longest example in tokens."""
+    max_length: int | None = Field(None, gt=1)
+    """Longest example in tokens. Default: what the model's positions allow."""
     completion_only_loss: bool = True
     """Learn the completion (every assistant turn) only."""
     last_turn_only: bool = False
@@ -56,14 +56,15 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
     from surefoot.data.dataset import read
     from surefoot.data.render import Renderer
     from surefoot.data.sources import open_source
-    from surefoot.model.load import chat_template, load_tokenizer, locate
+    from surefoot.model.load import chat_template, load_tokenizer, locate, positions
 
-    tokenizer = load_tokenizer(str(locate(model)))
+    place = locate(model)
+    tokenizer = load_tokenizer(place)
     if options.chat_template_path is not None:
         tokenizer.chat_template = chat_template(options.chat_template_path)
     renderer = Renderer(
         tokenizer,
-        max_length=options.max_length or 1 << 30,
+        max_length=options.max_length or positions(place) or 1 << 20,
         completion_only_loss=options.completion_only_loss,
         last_turn_only=options.last_turn_only,
     )

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import TRANSLATED, SFTConfig, read_recipe
-from surefoot.names import REFUSED, SUPERSEDED
+from surefoot.config import SFTConfig, read_recipe
+from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
 
 
 def run(argv: list[str]) -> int:
@@ -23,7 +23,10 @@ def run(argv: list[str]) -> int:
         also_known=[*SUPERSEDED, *REFUSED, *TRANSLATED],
     )
     recipe = parsed.positional["recipe"]
-    options: dict[str, Any] = {**(read_recipe(recipe) if recipe else {}), **parsed.options}
+    options: dict[str, Any] = read_recipe(recipe) if recipe else {}
+    if TRANSLATED & set(parsed.options):
+        options.pop("precision", None)
+    options.update(parsed.options)
     with plainly_said():
         args = SFTConfig(**options)
         return _train(args, argv, as_json=parsed.json)

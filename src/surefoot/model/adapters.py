@@ -25,8 +25,16 @@ def lora_config(args: SFTConfig) -> Any:
 
 
 def adapt(model: torch.nn.Module, peft_config: Any) -> torch.nn.Module:
-    """`model` with an adapter; only the adapter trains."""
-    return _peft().get_peft_model(model, peft_config)
+    """`model` with an adapter; only the adapter trains. Raises UserError when it finds no place in the model."""
+    peft = _peft()
+    if isinstance(model, peft.PeftModel):
+        raise UserError(
+            "the model has an adapter already, which training goes on with: leave out use_peft and peft_config"
+        )
+    try:
+        return peft.get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise UserError(f"lora_target_modules: {error}") from error
 
 
 def _peft() -> Any:

