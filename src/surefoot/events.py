@@ -110,6 +110,14 @@ class CheckpointEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlertEvent(Event):
+    """Something the user should know of."""
+
+    type: ClassVar[str] = "alert"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndEvent(Event):
     """The run is over, or was interrupted and can go on."""
 

@@ -206,7 +206,7 @@ def test_a_stopped_run_goes_on_in_its_folder_with_the_same_events(tmp_path: Path
 
 def test_a_finished_run_is_not_trained_over_unasked(tmp_path: Path) -> None:
     trainer(tmp_path).train()
-    with pytest.raises(UserError, match="finished after step 6.*overwrite_output_dir"):
+    with pytest.raises(UserError, match=r"finished after step 6.*overwrite_output_dir"):
         trainer(tmp_path).train()
     trainer(tmp_path, overwrite_output_dir=True).train()
 
@@ -338,3 +338,12 @@ def test_a_script_for_trl_runs_after_the_import_is_changed(tmp_path: Path) -> No
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
     assert "eval_loss" in one.evaluate()
     assert any("eval_loss" in entry for entry in one.state.log_history)
+
+
+def test_pure_bf16_weights_say_how_much_is_lost(tmp_path: Path) -> None:
+    one = trainer(tmp_path, precision="pure-bf16", warmup_steps=2, learning_rate=1e-4)
+    assert {p.dtype for p in one.model.parameters()} == {torch.bfloat16}
+    one.train()
+    (alert,) = [event for event in one.run.events() if event["type"] == "alert"]
+    assert alert["step"] == 2, "not at step 1, whose learning rate is 0"
+    assert "lost to rounding" in alert["message"]

@@ -25,6 +25,10 @@ class Sampler:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.rows / self.rows_per_step)
 
+    def steps(self, epoch: int, first: int, end: int) -> range:
+        """The numbers of an epoch's steps, as far as they are from `first` up to before `end`."""
+        return range(max(first, epoch * self.steps_per_epoch), min(end, (epoch + 1) * self.steps_per_epoch))
+
     def step(self, step: int) -> np.ndarray:
         """int64 indices of the rows of step `step`, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)

@@ -17,6 +17,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset
 from surefoot.errors import UserError
 from surefoot.events import (
+    AlertEvent,
     CheckpointEvent,
     EndEvent,
     EvalEvent,
@@ -34,6 +35,7 @@ from surefoot.train.evaluate import answer, evaluate, exact_match, probabilities
 from surefoot.train.optim import Optimizers
 from surefoot.train.progress import ProgressBar
 from surefoot.train.setup import make_renderer
+from surefoot.train.step import Change, Losses
 
 
 class Callbacks:
@@ -145,11 +147,33 @@ class Between:
             self.run.claim(self.args.overwrite_output_dir)
         return self.progress
 
-    def after(self, done: StepEvent) -> None:
+    def after(self, step: int, found: Losses, change: Change, seconds: float) -> None:
         """All that follows an update."""
         args, state = self.args, self.callbacks.state
+        self.progress.step = step + 1
+        self.progress.num_tokens += found.tokens
+        done = StepEvent(
+            step=step + 1,
+            epoch=round((step + 1) / self.steps_per_epoch, 6),
+            loss=found.loss,
+            learning_rate=change.learning_rate,
+            grad_norm=change.grad_norm,
+            clip_factor=change.clip_factor,
+            token_accuracy=found.token_accuracy,
+            entropy=found.entropy,
+            tokens=found.tokens,
+            supervised=found.supervised,
+            num_tokens=self.progress.num_tokens,
+            micro_batches=found.micro_batches,
+            step_seconds=seconds,
+            tokens_per_second=found.tokens / seconds,
+            examples=[(e.where, e.loss, e.tokens) for e in found.examples],
+        )
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
+        if change.lost_share is not None and change.learning_rate > 0:
+            said = f"{change.lost_share:.0%} of the updates were lost to rounding: the weights are bf16."
+            self.emit(AlertEvent(step=done.step, message=f"{said} precision=bf16 keeps them in fp32"))
         self._add_up(done)
         self.callbacks.tell("on_step_end")
         epoch_ends = done.step % self.steps_per_epoch == 0

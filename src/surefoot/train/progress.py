@@ -7,7 +7,16 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from surefoot.events import EndEvent, EvalEvent, Event, SampleEvent, StartEvent, StepEvent, WatchEvent
+from surefoot.events import (
+    AlertEvent,
+    EndEvent,
+    EvalEvent,
+    Event,
+    SampleEvent,
+    StartEvent,
+    StepEvent,
+    WatchEvent,
+)
 
 PAUSE = 10.0
 """Seconds between two lines about steps where there is no terminal for a bar."""
@@ -36,6 +45,8 @@ class ProgressBar:
         elif isinstance(event, SampleEvent):
             right = "✓" if event.answer.strip() == event.want.strip() else "✗"
             self._say(event, f"{event.where} {right} {event.answer.strip()!r}")
+        elif isinstance(event, AlertEvent):
+            self._say(event, f"note: {event.message}")
         elif isinstance(event, EndEvent):
             self.close()
 

@@ -89,18 +89,46 @@ def _sum_by_example(nll_N: torch.Tensor, forest: Forest) -> list[float]:
     return sums.index_add_(0, forest.target_example_N, nll_N).tolist()
 
 
-def update(optimizers: Optimizers, max_grad_norm: float) -> tuple[float, float]:
-    """Clip, step, clear. Returns the gradient's norm before clipping, and the factor it was clipped by.
+@dataclass(frozen=True)
+class Change:
+    """What the optimizer made of a gradient."""
 
-    `max_grad_norm` 0 does not clip. Raises NotFinite, before anything is changed, when the norm is not finite.
+    learning_rate: float
+    grad_norm: float
+    """Of the whole gradient, before clipping."""
+    clip_factor: float
+    """What the gradient was multiplied by."""
+    lost_share: float | None = None
+    """Of the weights with a gradient, the share that the update left where they were, if it was measured."""
+
+
+def update(optimizers: Optimizers, max_grad_norm: float, *, measure_rounding: bool = False) -> Change:
+    """Clip, step, clear. `max_grad_norm` 0 does not clip.
+
+    `measure_rounding` keeps a copy of the weights for the length of the update, to count those that did not
+    move: in bf16 an update below 1/256 of a weight is lost.
+    Raises NotFinite, before anything is changed, when the gradient's norm is not finite.
     """
-    gradients = [p.grad for group in optimizers.groups() for p in group["params"] if p.grad is not None]
+    weights = [p for group in optimizers.groups() for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in weights]
     norm = torch.nn.utils.get_total_norm(gradients).item()
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient's norm is {norm}")
     factor = max_grad_norm / norm if 0 < max_grad_norm < norm else 1.0
     if factor < 1.0:
         torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+    before = [p.detach().clone() for p in weights] if measure_rounding else []
+    learning_rate = float(next(optimizers.groups())["lr"])
     optimizers.step()
+    lost = _unmoved(weights, before) if measure_rounding else None
     optimizers.zero_grad()
-    return norm, factor
+    return Change(learning_rate, norm, factor, lost)
+
+
+def _unmoved(weights: list[torch.Tensor], before: list[torch.Tensor]) -> float:
+    asked = still = 0
+    for weight, old in zip(weights, before, strict=True):
+        moving = weight.grad != 0
+        asked += int(moving.sum())
+        still += int(((weight == old) & moving).sum())
+    return still / max(1, asked)

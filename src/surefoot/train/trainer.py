@@ -6,6 +6,7 @@ steps (evaluate, watch, log, save) in `between.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from surefoot.data.rows import Example
 from surefoot.data.sampler import Sampler
 from surefoot.data.sources import Source
 from surefoot.errors import UserError
-from surefoot.events import RunFolder, StartEvent, StepEvent
+from surefoot.events import RunFolder, StartEvent
 from surefoot.model.load import save, stop_at
 from surefoot.train import hardware
 from surefoot.train.between import Between, Callbacks
@@ -29,7 +30,7 @@ from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.interrupt import Interrupted, asked_to_stop
 from surefoot.train.optim import Optimizers, build, schedule
 from surefoot.train.setup import describe, open_data, prepare_model, prepare_network, read_data
-from surefoot.train.step import NotFinite, losses, update
+from surefoot.train.step import Change, Losses, NotFinite, losses, update
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -88,6 +89,7 @@ class SFTTrainer:
         self.callbacks = Callbacks(self.model, self.processing_class, args, callbacks or ())
         self.state = self.callbacks.state
         self._own_optimizer, self._own_scheduler = optimizers
+        self._rounding_unknown = args.precision == "pure-bf16"
 
     # The loop ------------------------------------------------------------------------------------------
 
@@ -99,57 +101,47 @@ class SFTTrainer:
         """
         data, sampler, optimizers, total_steps = self._plan()
         between = self._begin(resume_from_checkpoint, optimizers, sampler, total_steps)
-        started = time.perf_counter()
+        first, run_started = self.progress.step, time.perf_counter()
         with asked_to_stop() as stop, between.listening():
-            for step in range(self.progress.step, total_steps):
-                self._set_learning_rate(optimizers, step, total_steps)
-                examples = data.of_rows(sampler.step(step).tolist())
-                done = self._step(optimizers, examples, step, sampler)
-                between.after(done)
-                if stop.signal is not None:
-                    between.save()
-                    between.end("interrupted", time.perf_counter() - started)
-                    raise Interrupted(stop.signal, self.progress.step, self.run.path)
+            for epoch in range(
+                first // sampler.steps_per_epoch, math.ceil(total_steps / sampler.steps_per_epoch)
+            ):
+                for step in sampler.steps(epoch, first, total_steps):
+                    started = time.perf_counter()
+                    examples = data.of_rows(sampler.step(step).tolist())
+                    self._set_learning_rate(optimizers, step, total_steps)
+                    found = self._backprop(examples, step)  # predict, loss, backprop
+                    change = self._update(optimizers, examples, step)  # clip, update
+                    between.after(
+                        step, found, change, time.perf_counter() - started
+                    )  # log, watch, evaluate, save
+                    if stop.signal is not None:
+                        between.save()
+                        between.end("interrupted", time.perf_counter() - run_started)
+                        raise Interrupted(stop.signal, self.progress.step, self.run.path)
+                    if between.should_stop:
+                        break
                 if between.should_stop:
                     break
             between.restore_best()
             self.save_model()
             reason = "finished" if self.progress.step == total_steps else "stopped early"
-            return between.end(reason, time.perf_counter() - started)
+            return between.end(reason, time.perf_counter() - run_started)
 
-    def _step(
-        self, optimizers: Optimizers, examples: list[Example], step: int, sampler: Sampler
-    ) -> StepEvent:
-        """Predict, loss, backprop, update."""
-        started = time.perf_counter()
-        learning_rate = next(optimizers.groups())["lr"]
+    def _backprop(self, examples: list[Example], step: int) -> Losses:
+        """Predict, compare, and add up the gradient of the step's loss; dropout follows from (seed, step)."""
         budget, seed = self.progress.micro_batch_tokens, self.args.seed * 1_000_003 + step * 1_009
-        found = losses(self.network, examples, budget, backprop=True, seed=seed)
+        return losses(self.network, examples, budget, backprop=True, seed=seed)
+
+    def _update(self, optimizers: Optimizers, examples: list[Example], step: int) -> Change:
+        """Clip and step. Raises NotFinite, naming the rows, before an update that would destroy the weights."""
         try:
-            norm, factor = update(optimizers, self.args.max_grad_norm)
+            change = update(optimizers, self.args.max_grad_norm, measure_rounding=self._rounding_unknown)
         except NotFinite as error:
             rows = ", ".join(dict.fromkeys(example.where for example in examples))
             raise NotFinite(f"step {step + 1}: {error}; nothing was updated. Rows: {rows}") from None
-        seconds = time.perf_counter() - started
-        self.progress.step = step + 1
-        self.progress.num_tokens += found.tokens
-        return StepEvent(
-            step=step + 1,
-            epoch=round((step + 1) / sampler.steps_per_epoch, 6),
-            loss=found.loss,
-            learning_rate=learning_rate,
-            grad_norm=norm,
-            clip_factor=factor,
-            token_accuracy=found.token_accuracy,
-            entropy=found.entropy,
-            tokens=found.tokens,
-            supervised=found.supervised,
-            num_tokens=self.progress.num_tokens,
-            micro_batches=found.micro_batches,
-            step_seconds=seconds,
-            tokens_per_second=found.tokens / seconds,
-            examples=[(e.where, e.loss, e.tokens) for e in found.examples],
-        )
+        self._rounding_unknown &= change.learning_rate == 0
+        return change
 
     def _plan(self) -> tuple[Dataset, Sampler, Optimizers, int]:
         args, data = self.args, self.train_data
