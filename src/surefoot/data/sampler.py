@@ -25,6 +25,10 @@ class Sampler:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.rows / self.rows_per_step)
 
+    def epochs(self, first: int, end: int) -> range:
+        """The epochs that steps `first` up to before `end` are in."""
+        return range(first // self.steps_per_epoch, math.ceil(end / self.steps_per_epoch))
+
     def steps(self, epoch: int, first: int, end: int) -> range:
         """The numbers of an epoch's steps, as far as they are from `first` up to before `end`."""
         return range(max(first, epoch * self.steps_per_epoch), min(end, (epoch + 1) * self.steps_per_epoch))

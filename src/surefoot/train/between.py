@@ -102,7 +102,7 @@ class Between:
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
         self.bar = None if args.disable_tqdm else ProgressBar()
-        self.should_stop = False
+        self.enough = False
         callbacks.handler.optimizer = optimizers.parts[0]
 
     def emit(self, event: Event) -> None:
@@ -197,8 +197,13 @@ class Between:
             self.save()
         patience = args.early_stopping_patience
         out_of_patience = patience is not None and self.progress.evaluations_without_better >= patience
-        self.should_stop = out_of_patience or control.should_training_stop or control.should_epoch_stop
-        control.should_log = control.should_evaluate = control.should_save = control.should_epoch_stop = False
+        if control.should_epoch_stop:
+            raise UserError(
+                "a callback set should_epoch_stop, but which rows a step has follows from its number alone; "
+                "it can set should_training_stop"
+            )
+        self.enough = (out_of_patience or control.should_training_stop) and not last
+        control.should_log = control.should_evaluate = control.should_save = False
 
     def _due(self, every: float) -> bool:
         every = math.ceil(every * self.total_steps) if every < 1 else int(every)

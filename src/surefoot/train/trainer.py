@@ -6,7 +6,6 @@ steps (evaluate, watch, log, save) in `between.py`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -103,30 +102,24 @@ class SFTTrainer:
         between = self._begin(resume_from_checkpoint, optimizers, sampler, total_steps)
         first, run_started = self.progress.step, time.perf_counter()
         with asked_to_stop() as stop, between.listening():
-            for epoch in range(
-                first // sampler.steps_per_epoch, math.ceil(total_steps / sampler.steps_per_epoch)
-            ):
+            for epoch in sampler.epochs(first, total_steps):
                 for step in sampler.steps(epoch, first, total_steps):
-                    started = time.perf_counter()
-                    examples = data.of_rows(sampler.step(step).tolist())
-                    self._set_learning_rate(optimizers, step, total_steps)
-                    found = self._backprop(examples, step)  # predict, loss, backprop
-                    change = self._update(optimizers, examples, step)  # clip, update
-                    between.after(
-                        step, found, change, time.perf_counter() - started
-                    )  # log, watch, evaluate, save
-                    if stop.signal is not None:
-                        between.save()
-                        between.end("interrupted", time.perf_counter() - run_started)
-                        raise Interrupted(stop.signal, self.progress.step, self.run.path)
-                    if between.should_stop:
+                    if between.enough or stop.signal is not None:
                         break
-                if between.should_stop:
-                    break
+                    started = time.perf_counter()
+                    self._set_learning_rate(optimizers, step, total_steps)
+                    examples = data.of_rows(sampler.step(step).tolist())
+                    found = self._backprop(examples, step)  # predict, loss, backprop
+                    change = self._update(optimizers, examples, step)
+                    between.after(step, found, change, time.perf_counter() - started)  # log, evaluate, save
+            seconds = time.perf_counter() - run_started
+            if stop.signal is not None:
+                between.save()
+                between.end("interrupted", seconds)
+                raise Interrupted(stop.signal, self.progress.step, self.run.path)
             between.restore_best()
             self.save_model()
-            reason = "finished" if self.progress.step == total_steps else "stopped early"
-            return between.end(reason, time.perf_counter() - run_started)
+            return between.end("stopped early" if between.enough else "finished", seconds)
 
     def _backprop(self, examples: list[Example], step: int) -> Losses:
         """Predict, compare, and add up the gradient of the step's loss; dropout follows from (seed, step)."""
