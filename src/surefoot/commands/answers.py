@@ -34,12 +34,11 @@ class Answerer:
         self.renderer = Renderer(self.tokenizer, max_length=1 << 30)
 
     def prompt_ids(self, messages: Messages) -> np.ndarray:
-        """int32 ids of a conversation, as at inference; of plain text for a model without chat template."""
+        """int32 ids of a conversation, as in training; of plain text for a model without chat template."""
         if self.tokenizer.chat_template:
-            text = self.renderer.template(
-                messages, Conversation(messages, ()), "chat", add_generation_prompt=True
-            )
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            safe, literals = self.renderer.encoder.neutralise(messages)
+            text = self.renderer.template(safe, Conversation(safe, ()), "chat", add_generation_prompt=True)
+            ids = next(self.renderer.encoder.encode([text], [literals]))
         elif len(messages) > 1:
             raise UserError(
                 f"{self.name}: the model has no chat template, so it can only go on with one text"

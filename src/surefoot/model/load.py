@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,11 +195,15 @@ def _load_adapter(place: Path, name: str, dtype: torch.dtype | None, trust_remot
 
 
 def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"{name}: reading GGUF needs the package gguf. Run: pip install 'surefoot[gguf]'")
+    if missing := [
+        package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None
+    ]:
+        raise UserError(f"{name}: reading GGUF needs {missing[0]}. Run: pip install 'surefoot[gguf]'")
     wanted = {key: value for key, value in wanted.items() if value is not None}
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **wanted)
+        # Its bar has no switch, and draws into files too.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **wanted)
         tokenizer = load_tokenizer(path)
     except Exception as error:
         raise UserError(f"{name}: this GGUF file cannot be read: {_first_line(error)}") from error
