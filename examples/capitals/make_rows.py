@@ -9,7 +9,7 @@ from pathlib import Path
 
 PHRASINGS = [
     "What is the capital of {state}?",
-    "Name the capital of {state}.",
+    "Name the capital of the state of {state}.",
     "Which city is the capital of {state}?",
 ]
 HELD_OUT = "Which city is the capital of the state of {state}?"
