@@ -276,11 +276,6 @@ class SFTConfig(BaseModel):
             return self.greater_is_better
         return self.metric_for_best_model not in ("eval_loss", "eval_perplexity")
 
-    @property
-    def logging_dir(self) -> str:
-        """Where reporters put their files."""
-        return str(Path(self.output_dir) / "reports")
-
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values; Hugging Face's reporters ask for it under this name."""
         return self.model_dump(mode="json")

@@ -347,3 +347,21 @@ def test_pure_bf16_weights_say_how_much_is_lost(tmp_path: Path) -> None:
     (alert,) = [event for event in one.run.events() if event["type"] == "alert"]
     assert alert["step"] == 2, "not at step 1, whose learning rate is 0"
     assert "lost to rounding" in alert["message"]
+
+
+@pytest.mark.parametrize(("precision", "frozen"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_lora_on_a_bf16_checkpoint_trains_in_fp32(
+    precision: str, frozen: torch.dtype, tmp_path: Path
+) -> None:
+    one = trainer(tmp_path, tiny.model("llama", torch.bfloat16), precision=precision, use_peft=True)
+    assert {p.dtype for p in one.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in one.model.parameters() if not p.requires_grad} == {frozen}
+    one.train()
+    losses = [event["loss"] for event in one.run.events() if event["type"] == "step"]
+    assert losses[-1] < losses[0]
+
+
+def test_hugging_faces_reporters_write(tmp_path: Path) -> None:
+    one = trainer(tmp_path, report_to="tensorboard")
+    one.train()
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))

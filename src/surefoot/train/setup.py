@@ -91,7 +91,8 @@ def prepare_model(
 def _set_precision(model: torch.nn.Module, precision: str | None, place: torch.device) -> torch.dtype | None:
     """Give the trained weights their type; returns the type of the matrix products, None for the weights' own.
 
-    A float64 model stays as it is. Frozen weights keep the checkpoint's type.
+    A float64 model stays as it is. Frozen weights keep the checkpoint's type, but for precision=fp32: fp32
+    products need both sides in fp32.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if any(p.dtype == torch.float64 for p in trained):
@@ -99,13 +100,9 @@ def _set_precision(model: torch.nn.Module, precision: str | None, place: torch.d
     if precision is None:
         precision = "bf16" if hardware.fast_in_bf16(place) else "fp32"
     wanted = torch.bfloat16 if precision == "pure-bf16" else torch.float32
-    for parameter in trained:
+    for parameter in model.parameters() if precision == "fp32" else trained:
         parameter.data = parameter.data.to(wanted)
-    frozen = any(p.dtype != wanted for p in model.parameters())
-    if precision == "fp32":
-        # Frozen bf16 weights beside fp32 activations need the products' type said.
-        return torch.float32 if frozen else None
-    return torch.bfloat16
+    return None if precision == "fp32" else torch.bfloat16
 
 
 def open_data(data: Any, split: str, args: SFTConfig, at_most: int | None = None) -> Source:

@@ -6,6 +6,7 @@ steps (evaluate, watch, log, save) in `between.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -143,7 +144,9 @@ class SFTTrainer:
         shuffle = args.train_sampling_strategy == "random"
         sampler = Sampler(len(data.rows), args.step_rows, args.seed, shuffle)
         total = (
-            args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * sampler.steps_per_epoch)
+            args.max_steps
+            if args.max_steps > 0
+            else math.ceil(args.num_train_epochs * sampler.steps_per_epoch)
         )
         if self._own_optimizer is None:
             optimizers = build(self.model, args)
