@@ -266,6 +266,14 @@ def test_datasets_and_streams_are_taken(tmp_path: Path) -> None:
     assert torch.equal(weights[0], weights[2])
 
 
+def test_max_steps_draws_from_all_rows(tmp_path: Path) -> None:
+    one = trainer(tmp_path, max_steps=1, per_device_train_batch_size=3)
+    one.train()
+    (step,) = [event for event in one.run.events() if event["type"] == "step"]
+    assert len(one.train_data.rows) == len(LENGTHS)
+    assert [where for where, _, _ in step["examples"]] != ["dataset[0]", "dataset[1]", "dataset[2]"]
+
+
 def test_a_stream_without_an_end_needs_max_steps(tmp_path: Path) -> None:
     stream = datasets.Dataset.from_list(tiny.rows(tiny.examples(LENGTHS))).to_iterable_dataset()
     with pytest.raises(UserError, match="max_steps"):

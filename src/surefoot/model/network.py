@@ -21,7 +21,6 @@ from surefoot.data.rows import Example
 from surefoot.model.attention import CannotAttend, attending_forests
 from surefoot.model.loss import Head, TargetStats, naive_loss, naive_stats, target_loss
 
-
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """Relative difference of logits that rounding explains, by the weights' type; 1e-5 in fp32 and float64."""
 

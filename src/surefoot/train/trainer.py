@@ -249,6 +249,8 @@ class SFTTrainer:
         yield from self.eval_data.items()
 
     def _read(self, source: Source, at_most: int | None = None) -> Dataset:
+        """Of a stream, no more than the run can use; of anything else all, as any row may come first."""
+        at_most = at_most if source.length is None else None
         return read_data(source, self.prepared, self.args, self._formatting, at_most)
 
     def _open_eval(self, data: Any) -> dict[str, Source]:
