@@ -21,7 +21,7 @@ def main() -> None:
     show(console, result)
     svg = console.export_svg(title="make demo")
     # Blanks at a line's start are part of the picture.
-    svg = svg.replace("<text ", "<text xml:space=\"preserve\" ")
+    svg = svg.replace("<text ", '<text xml:space="preserve" ')
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL).replace(
         "Fira Code", "ui-monospace, monospace"
     )
