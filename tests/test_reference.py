@@ -82,6 +82,15 @@ def test_how_a_step_is_split_does_not_change_it(batch: int, accumulate: int, tmp
     assert_same_update(got, want, 1e-6)
 
 
+def test_a_gradient_that_the_model_came_with_is_not_of_the_step(tmp_path: object) -> None:
+    net = tiny.model("llama")
+    _, want = textbook_step(copy.deepcopy(net))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    _, got = surefoot_step(net, tmp_path)
+    assert_same_update(got, want, 1e-6)
+
+
 @pytest.mark.parametrize("budget", [1, 40, 70, 10_000])
 def test_micro_batches_of_any_size_give_the_same_step(budget: int, tmp_path: object) -> None:
     net = tiny.model("llama_tied")

@@ -153,6 +153,7 @@ class SFTTrainer:
         else:
             named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
             optimizers = Optimizers([self._own_optimizer], named)
+        optimizers.zero_grad()  # whatever gradient the user's model came with is not of our first step
         return data, sampler, optimizers, max(1, total)
 
     def _set_learning_rate(self, optimizers: Optimizers, step: int, total_steps: int) -> None:
