@@ -99,6 +99,31 @@ def examples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Example]
     return [Example(draw(p), draw(c), i, f"toy[{i}]") for i, (p, c) in enumerate(lengths)]
 
 
+def family(seed: int, count: int = 12) -> list[Example]:
+    """Examples that grow out of one another in every way a forest can have: deep chains, wide fans, duplicates,
+    one a prefix of another, the same prompt with other completions, single tokens, other weights, strangers."""
+    rng = np.random.default_rng(seed)
+    stems: list[np.ndarray] = [np.zeros(0, np.int64)]
+    made: list[Example] = []
+    while len(made) < count:
+        stem = stems[rng.integers(len(stems))]
+        stem = stem[: rng.integers(len(stem) + 1)] if rng.random() < 0.5 else stem
+        grown = rng.integers(3, VOCABULARY, rng.choice([0, 1, 2, 5, 17]))
+        whole = np.concatenate([stem, grown])[:90]
+        if len(whole) < 2:
+            stems.append(rng.integers(3, VOCABULARY, 4))
+            continue
+        prompt = int(rng.integers(0, len(whole)))
+        stems.append(whole)
+        if len(whole) - (prompt == 0) < 1:
+            continue
+        ids, weight = whole.astype(np.int32), float(rng.choice([1.0, 1.0, 0.5, 2.0]))
+        made.append(Example(ids[:prompt], ids[prompt:], len(made), f"family[{len(made)}]", weight))
+        if rng.random() < 0.1:
+            made.append(Example(ids[:prompt], ids[prompt:], len(made), f"family[{len(made)}]"))
+    return made[:count]
+
+
 def rows(of: Sequence[Example]) -> list[dict[str, list[int]]]:
     """The examples as rows of token ids, the way a user would bring them."""
     return [

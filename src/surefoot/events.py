@@ -62,6 +62,8 @@ class StepEvent(Event):
     supervised: int
     num_tokens: int
     """Tokens of all steps so far."""
+    slots: int
+    """Tokens that went through the model: fewer than `tokens` where prefixes are shared."""
     micro_batches: int
     step_seconds: float
     tokens_per_second: float

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surefoot.data.forest import plan, plant, slots
+from surefoot.data.forest import Forest, plan, plant, slots
 from surefoot.data.rows import Example
 from tests import tiny
 
@@ -51,13 +51,6 @@ def test_every_target_is_predicted_from_the_token_before_it(shape: list[tuple[in
     assert len(forest.label_N) == sum(e.targets for e in of)
 
 
-@given(lengths)
-def test_blocks_hold_every_slot_once_and_know_its_place(shape: list[tuple[int, int]]) -> None:
-    forest = plant(tiny.examples(shape))
-    flat = torch.cat([block.flatten() for block in forest.blocks])
-    assert flat[forest.place_T].tolist() == list(range(len(forest.ids_T)))
-
-
 @given(lengths, st.integers(1, 200))
 def test_a_plan_keeps_every_example_once_within_the_budget(shape: list[tuple[int, int]], budget: int) -> None:
     of = tiny.examples(shape)
@@ -70,3 +63,65 @@ def test_a_plan_keeps_every_example_once_within_the_budget(shape: list[tuple[int
 def test_a_budget_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         plan(tiny.examples([(1, 2)]), 0)
+
+
+def path(forest: Forest, slot: int) -> list[int]:
+    """Token ids from the root to a slot, by the rule of who sees whom."""
+    end = forest.subtree_end_T.tolist()
+    return [int(forest.ids_T[k]) for k in range(slot + 1) if k <= slot < end[k]]
+
+
+def told(forest: Forest) -> list[list[tuple[tuple[int, ...], int, float]]]:
+    """What each example's targets are predicted from, their labels and weights."""
+    out: list[list[tuple[tuple[int, ...], int, float]]] = [[] for _ in forest.examples]
+    targets = (forest.target_example_N, forest.target_slot_N, forest.label_N, forest.weight_N)
+    for owner, slot, label, weight in zip(*(x.tolist() for x in targets), strict=True):
+        out[owner].append((tuple(path(forest, slot)), label, weight))
+    return out
+
+
+def test_a_shared_prompt_has_its_slots_once_and_a_target_of_each_child() -> None:
+    of = [
+        Example(np.array([11, 12]), np.array([22, 23]), 0, "a"),
+        Example(np.array([11, 12]), np.array([21, 23]), 1, "b"),
+        Example(np.array([11, 12]), np.array([21]), 2, "c"),
+        Example(np.array([11]), np.array([12]), 3, "d"),
+    ]
+    forest = plant(of, merge=True)
+    assert forest.ids_T.tolist() == [11, 12, 21, 22]
+    assert forest.position_T.tolist() == [0, 1, 2, 2]
+    assert forest.subtree_end_T.tolist() == [4, 4, 3, 4]
+    assert forest.target_slot_N.tolist() == [1, 3, 1, 2, 1, 0]
+    assert forest.label_N.tolist() == [22, 23, 21, 23, 21, 12]
+    assert forest.target_example_N.tolist() == [0, 0, 1, 1, 2, 3]
+    assert forest.branches
+    assert not plant(of).branches
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 100_000), st.integers(1, 20))
+def test_merged_examples_see_what_they_see_alone(seed: int, count: int) -> None:
+    of = tiny.family(seed, count)
+    alone, merged = plant(of), plant(of, merge=True)
+    assert told(merged) == told(alone)
+    paths = [tuple(path(merged, slot)) for slot in range(merged.slots)]
+    assert len(set(paths)) == len(paths)  # nothing is computed twice
+    assert [len(p) - 1 for p in paths] == merged.position_T.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 100_000), st.integers(1, 20), st.integers(1, 150))
+def test_a_plan_with_merging_keeps_the_budget_and_the_step(seed: int, count: int, budget: int) -> None:
+    of = tiny.family(seed, count)
+    batches = plan(of, budget, merge=True)
+    assert sorted(id(e) for batch in batches for e in batch) == sorted(map(id, of))
+    assert all(plant(batch, merge=True).slots <= max(budget, *map(slots, batch)) for batch in batches)
+
+
+def test_examples_that_share_a_prefix_go_together() -> None:
+    prompts = [np.full(40, i + 3, np.int32) for i in range(4)]
+    answers = tiny.examples([(0, 5)] * 16)
+    of = [Example(prompts[i % 4], e.completion_ids, i, str(i)) for i, e in enumerate(answers)]
+    batches = plan(of, 60, merge=True)
+    assert [sorted(e.row % 4 for e in batch) for batch in batches] == [[i] * 4 for i in range(4)]
+    assert len(plan(of, 60)) == 16

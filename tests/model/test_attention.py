@@ -7,15 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surefoot.data.forest import plant
+from surefoot.data.forest import Forest, plant
+from surefoot.data.rows import Example
+from surefoot.model import tiles
 from surefoot.model.attention import (
-    SHORT,
     CannotAttend,
+    _flex,
     _varlen,
     attending_forests,
     forest_attention,
-    plain_attention,
 )
+from surefoot.model.tiled import Scores, visible_attention
 from tests import tiny
 
 
@@ -23,31 +25,15 @@ class Module:
     is_causal = True
 
 
-def by_mask(q, k, v, forest, scale, window=None, softcap=None, sinks=None):
-    """The definition: slot q sees slot k iff k <= q < subtree_end[k] (and the window reaches)."""
-    slots = torch.arange(len(forest.ids_T))
-    sees = (slots[None, :] <= slots[:, None]) & (slots[:, None] < forest.subtree_end_T[None, :])
-    if window is not None:
-        sees &= forest.position_T[:, None] - forest.position_T[None, :] < window
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.transpose(2, 3) * scale
-    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~sees, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
-    p = scores.softmax(-1)
-    return ((p if sinks is None else p[..., :-1]) @ v).transpose(1, 2)
-
-
 def compare(
-    lengths: list[tuple[int, int]], heads: int = 4, groups: int = 2, sinks: bool = False, **how: object
-) -> None:
-    forest = plant(tiny.examples(lengths))
-    total = len(forest.ids_T)
+    of: list[Example], heads: int = 4, groups: int = 2, sinks: bool = False, merge: bool = True, **how: object
+) -> Forest:
+    """Attention through Hugging Face's interface against the definition, and so its gradients."""
+    forest = plant(of, merge)
     torch.manual_seed(0)
     q, k, v = (
-        torch.randn(1, n, total, 8, dtype=torch.float64, requires_grad=True) for n in (heads, groups, groups)
+        torch.randn(1, n, forest.slots, 8, dtype=torch.float64, requires_grad=True)
+        for n in (heads, groups, groups)
     )
     sink = torch.randn(heads, dtype=torch.float64, requires_grad=True) if sinks else None
     got, _ = forest_attention(
@@ -55,13 +41,15 @@ def compare(
         q, k, v, None, scaling=0.3, forest=forest, s_aux=sink,
         sliding_window=how.get("window"), softcap=how.get("softcap"),
     )  # fmt: skip
-    want = by_mask(q, k, v, forest, 0.3, sinks=sink, **how)
+    q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in (q, k, v))
+    want = visible_attention(q_THD, k_TGD, v_TGD, forest, Scores(0.3, **how), sink)[None]  # type: ignore[arg-type]
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
     weigh = torch.randn_like(want)
     wanted = [q, k, v, *([sink] if sinks else [])]
     ours, theirs = (torch.autograd.grad((out * weigh).sum(), wanted) for out in (got, want))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    return forest
 
 
 LENGTHS = [(5, 4), (9, 12), (1, 3), (0, 7), (40, 30), (2, 1)]
@@ -69,29 +57,74 @@ LENGTHS = [(5, 4), (9, 12), (1, 3), (0, 7), (40, 30), (2, 1)]
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_grouped_query_heads(groups: int) -> None:
-    compare(LENGTHS, groups=groups)
+    compare(tiny.examples(LENGTHS), groups=groups)
+    compare(tiny.family(2), groups=groups)
 
 
 @pytest.mark.parametrize("window", [1, 2, 8, 69, 500])
 def test_sliding_window(window: int) -> None:
-    compare(LENGTHS, window=window)
+    compare(tiny.examples(LENGTHS), window=window)
+    compare(tiny.family(3), window=window)
 
 
 def test_soft_capping_and_sinks() -> None:
-    compare(LENGTHS, softcap=2.0)
-    compare(LENGTHS, sinks=True)
-    compare(LENGTHS, softcap=2.0, window=8, sinks=True)
+    for of in (tiny.examples(LENGTHS), tiny.family(4)):
+        compare(of, softcap=2.0)
+        compare(of, sinks=True)
+        compare(of, softcap=2.0, window=8, sinks=True)
 
 
-def test_rows_too_long_for_plain_products() -> None:
-    compare([(SHORT, 9), (SHORT + 40, 30), (3, 4), (SHORT, 9)])
-    compare([(SHORT, 9), (SHORT + 40, 30), (3, 4)], window=SHORT + 20)
+@pytest.mark.parametrize(("tile", "enough"), [(1, 1), (7, 3), (16, 16), (64, 8)])
+@pytest.mark.parametrize("window", [None, 9])
+def test_tiles_of_any_size(
+    tile: int, enough: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiles, "ENOUGH", enough)
+    compare(tiny.examples(LENGTHS), window=window)
+    compare(tiny.family(5), window=window)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(2, 30)), min_size=1, max_size=8))
-def test_any_lengths(lengths: list[tuple[int, int]]) -> None:
-    compare(lengths)
+def test_a_row_of_several_tiles_and_a_long_shared_prefix() -> None:
+    compare(tiny.examples([(tiles.TILE * 2, 9), (3, 4)]))
+    prefix = tiny.examples([(tiles.TILE + 40, 2)])[0].prompt_ids
+    tails = tiny.examples([(0, 6)] * 30)
+    forest = compare([Example(prefix, e.completion_ids, e.row, e.where) for e in tails])
+    assert forest.slots < len(prefix) + 30 * 6
+    first, *others = tiles.layout(forest, None).blocks
+    assert first.query_BQ.shape[1] == tiles.TILE
+    assert min(block.open for block in others) >= tiles.TILE  # no mask over what all tails see
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([None, 1, 5, 40]))
+def test_any_forest(seed: int, merge: bool, window: int | None) -> None:
+    compare(tiny.family(seed), merge=merge, window=window)
+
+
+def test_dropout_drops_what_it_says() -> None:
+    """With a probability of a half, results are of the right size on average, and not those without."""
+    forest = plant(tiny.examples([(60, 4)] * 3))
+    q, k, v = (torch.randn(1, 4, forest.slots, 8) for _ in range(3))
+    v = v + 3
+    torch.manual_seed(1)
+    got, _ = forest_attention(Module(), q, k, v, None, dropout=0.5, forest=forest)  # type: ignore[arg-type]
+    want, _ = forest_attention(Module(), q, k, v, None, forest=forest)  # type: ignore[arg-type]
+    assert (got.mean() - want.mean()).abs() < 0.2
+    assert (got - want).abs().mean() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_branches_through_flex_attention() -> None:
+    """On a CPU FlexAttention runs uncompiled: slow, and enough to check the mask that it is given."""
+    for window, softcap in ((None, None), (6, None), (None, 2.0)):
+        forest = plant(tiny.family(6), merge=True)
+        assert forest.branches
+        q, k, v = (torch.randn(1, n, forest.slots, 16) for n in (4, 2, 2))
+        scores = Scores(0.3, window, softcap)
+        got = _flex(q, k, v, forest, scores)
+        want = visible_attention(*(x[0].transpose(0, 1) for x in (q, k, v)), forest, scores)
+        torch.testing.assert_close(got[0], want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_forest_cannot_give_is_refused() -> None:
@@ -132,13 +165,14 @@ def test_the_cuda_call_gets_the_right_layout(window: int | None, monkeypatch: py
         out = []
         for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
             assert end - start <= max_q
-            a, b, c = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-            tree = plain_attention(a, b, c, scale=scale, window=None if left < 0 else left + 1)
-            out.append(tree[0].transpose(0, 1))
+            alone = plant(tiny.examples([(end - start - 1, 2)]))
+            scores = Scores(scale, None if left < 0 else left + 1)
+            out.append(visible_attention(q[start:end], k[start:end], v[start:end], alone, scores))
         return torch.cat(out)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     forest = plant(tiny.examples(LENGTHS))
-    q, k, v = (torch.randn(1, n, len(forest.ids_T), 8, dtype=torch.float64) for n in (4, 2, 2))
-    got = _varlen(q[0], k[0], v[0], forest, 0.3, window)[None]
-    torch.testing.assert_close(got, by_mask(q, k, v, forest, 0.3, window=window), rtol=1e-10, atol=1e-12)
+    q, k, v = (torch.randn(1, n, forest.slots, 8, dtype=torch.float64) for n in (4, 2, 2))
+    scores = Scores(0.3, window)
+    want = visible_attention(*(x[0].transpose(0, 1) for x in (q, k, v)), forest, scores)
+    torch.testing.assert_close(_varlen(q, k, v, forest, scores)[0], want, rtol=1e-10, atol=1e-12)

@@ -1,12 +1,14 @@
 """Examples → forest: the tokens of a micro-batch, one slot a token, and what each slot must predict.
 
-1. `plan` splits a step's examples into micro-batches by a token budget; it never changes the step.
+1. `plan` splits a step's examples into micro-batches by a budget of slots; it never changes the step.
+   Examples that share a prefix go together.
 2. `plant` lays a micro-batch out in depth-first preorder: slot q sees slot k iff k <= q < subtree_end[k].
 
 Shapes: T slots, N targets, E examples.
 
-Every example is a tree of its own here (plain packing); examples with a common prefix do not share slots yet.
-The last completion token is only ever a label, so it has no slot.
+With `merge`, examples with a common prefix share its slots, and where they part one slot has a target of each:
+autograd adds up what flows back into it, so the gradient is that of the separate examples. Without, every
+example is a tree of its own (plain packing). The last completion token is only ever a label, so it has no slot.
 """
 
 from __future__ import annotations
@@ -19,9 +21,6 @@ import numpy as np
 import torch
 
 from surefoot.data.rows import Example
-
-BLOCK = 16
-"""Trees whose lengths differ by less than this stand side by side in attention."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,10 @@ class Forest:
     target_example_N: torch.Tensor
     """int64 index into `examples`."""
 
+    @property
+    def slots(self) -> int:
+        return len(self.ids_T)
+
     @cached_property
     def trees(self) -> list[tuple[int, int]]:
         """(first slot, one past the last slot) of each tree, in order."""
@@ -51,33 +54,9 @@ class Forest:
         return list(zip(starts, [*starts[1:], len(self.ids_T)], strict=True))
 
     @cached_property
-    def blocks(self) -> list[torch.Tensor]:
-        """Trees of similar length side by side: int64 slots [B, L], shorter trees padded with slot 0 on the
-        right. A block's lengths differ by less than `BLOCK` or an eighth."""
-        return self._blocks_and_place[0]
-
-    @cached_property
-    def place_T(self) -> torch.Tensor:
-        """int64 [T], where each slot stands in the flattened, concatenated blocks."""
-        return self._blocks_and_place[1]
-
-    @cached_property
-    def _blocks_and_place(self) -> tuple[list[torch.Tensor], torch.Tensor]:
-        trees = sorted(self.trees, key=lambda tree: tree[1] - tree[0])
-        blocks, place, filled = [], np.empty(len(self.ids_T), np.int64), 0
-        while trees:
-            shortest = trees[0][1] - trees[0][0]
-            limit = shortest + max(BLOCK, shortest // 8)
-            block = [tree for tree in trees if tree[1] - tree[0] < limit]
-            trees = trees[len(block) :]
-            width = max(end - start for start, end in block)
-            slots_BL = np.zeros((len(block), width), np.int64)
-            for row, (start, end) in enumerate(block):
-                slots_BL[row, : end - start] = np.arange(start, end)
-                place[start:end] = filled + row * width + np.arange(end - start)
-            filled += slots_BL.size
-            blocks.append(torch.from_numpy(slots_BL).to(self.ids_T.device))
-        return blocks, torch.from_numpy(place).to(self.ids_T.device)
+    def branches(self) -> bool:
+        """Whether any two slots have the same parent."""
+        return len(branch_starts(self.position_T.cpu().numpy())) > len(self.trees)
 
     def to(self, device: torch.device) -> Forest:
         """The same forest on `device`."""
@@ -88,58 +67,112 @@ class Forest:
         return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
+def branch_starts(position_T: np.ndarray) -> np.ndarray:
+    """Slots that do not follow their parent: roots, and every child of a slot but its first. Ascending."""
+    follows = np.diff(position_T, prepend=-1) == 1
+    follows[position_T == 0] = False
+    return np.flatnonzero(~follows)
+
+
 def slots(example: Example) -> int:
     """Slots of an example on its own: all its tokens but the last."""
     return example.tokens - 1
 
 
-def plant(examples: Sequence[Example]) -> Forest:
-    """The forest of `examples`, each a tree of its own, in the order given."""
-    ids, positions, ends, target_slots, labels, weights, owners = [], [], [], [], [], [], []
-    start = 0
-    for index, example in enumerate(examples):
-        tokens = np.concatenate([example.prompt_ids, example.completion_ids]).astype(np.int64)
-        length, count = slots(example), example.targets
-        ids.append(tokens[:-1])
-        positions.append(np.arange(length))
-        ends.append(np.full(length, start + length))
-        target_slots.append(np.arange(start + length - count, start + length))
-        labels.append(tokens[len(tokens) - count :])
-        weights.append(np.full(count, example.weight, np.float64))
-        owners.append(np.full(count, index))
-        start += length
+def _sequence(example: Example) -> np.ndarray:
+    """The tokens of an example that have slots, int64."""
+    return np.concatenate([example.prompt_ids, example.completion_ids])[:-1].astype(np.int64)
 
-    def tensor(parts: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts))
 
+def _by_prefix(sequences: Sequence[np.ndarray]) -> list[int]:
+    """Indices in lexicographic order, ties as given: neighbours share the longest prefixes."""
+    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common prefix."""
+    length = min(len(a), len(b))
+    differ = a[:length] != b[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def plant(examples: Sequence[Example], merge: bool = False) -> Forest:
+    """The forest of `examples`; with `merge`, common prefixes share slots, else each is a tree of its own.
+
+    Targets stand in the order of the examples as given, whatever the order of the slots.
+    """
+    sequences = [_sequence(example) for example in examples]
+    order = _by_prefix(sequences) if merge else range(len(examples))
+    total = sum(map(len, sequences))
+    ids, position, end = (np.empty(total, np.int64) for _ in range(3))
+    path = np.empty(max(map(len, sequences), default=0), np.int64)  # slot at each depth of the last example
+    target_slots: list[np.ndarray] = [path] * len(examples)
+    before, start = np.empty(0, np.int64), 0
+    for index in order:
+        tokens, count = sequences[index], examples[index].targets
+        shared = _common(before, tokens) if merge else 0
+        end[path[shared : len(before)]] = start  # these have seen their last descendant
+        grown = start + len(tokens) - shared
+        path[shared : len(tokens)] = np.arange(start, grown)
+        ids[start:grown] = tokens[shared:]
+        position[start:grown] = np.arange(shared, len(tokens))
+        target_slots[index] = path[len(tokens) - count : len(tokens)].copy()
+        before, start = tokens, grown
+    end[path[: len(before)]] = start
+
+    labels = [np.append(e.prompt_ids, e.completion_ids)[e.tokens - e.targets :] for e in examples]
+    counts = [example.targets for example in examples]
+    weights = np.repeat([example.weight for example in examples], counts)
     return Forest(
         examples=tuple(examples),
-        ids_T=tensor(ids),
-        position_T=tensor(positions),
-        subtree_end_T=tensor(ends),
-        target_slot_N=tensor(target_slots),
-        label_N=tensor(labels),
-        weight_N=tensor(weights),
-        target_example_N=tensor(owners),
+        ids_T=torch.from_numpy(ids[:start]),
+        position_T=torch.from_numpy(position[:start]),
+        subtree_end_T=torch.from_numpy(end[:start]),
+        target_slot_N=torch.from_numpy(np.concatenate(target_slots)),
+        label_N=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+        weight_N=torch.from_numpy(weights.astype(np.float64)),
+        target_example_N=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
     )
 
 
-def plan(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+def plan(examples: Sequence[Example], budget: int, merge: bool = False) -> list[list[Example]]:
     """Split a step into micro-batches of at most `budget` slots (one longer example stands alone).
 
-    First fit, longest first, ties in the order given, so the same step is always split the same way.
+    1. Examples that share a prefix (with `merge`) stay in their order, cut where the budget is full.
+    2. These pieces, and examples that share nothing, go first fit, largest first, ties as given.
+
+    The same step is always split the same way.
     """
     if budget < 1:
         raise ValueError(f"the token budget of a micro-batch must be positive, not {budget}")
     batches: list[list[Example]] = []
     room: list[int] = []
-    for example in sorted(examples, key=slots, reverse=True):
-        need = slots(example)
+    for need, piece in sorted(_pieces(examples, budget, merge), key=lambda piece: -piece[0]):
         place = next((i for i, free in enumerate(room) if free >= need), None)
         if place is None:
-            batches.append([example])
+            batches.append(piece)
             room.append(budget - need)
         else:
-            batches[place].append(example)
+            batches[place] += piece
             room[place] -= need
     return batches
+
+
+def _pieces(examples: Sequence[Example], budget: int, merge: bool) -> list[tuple[int, list[Example]]]:
+    """(slots, examples) of what should stay together, none above the budget that could be smaller."""
+    if not merge:
+        return [(slots(example), [example]) for example in examples]
+    sequences = [_sequence(example) for example in examples]
+    pieces: list[tuple[int, list[Example]]] = []
+    before = np.empty(0, np.int64)
+    for index in _by_prefix(sequences):
+        tokens = sequences[index]
+        shared = _common(before, tokens)
+        grown = len(tokens) - shared
+        if shared and pieces[-1][0] + grown <= budget:
+            pieces[-1] = (pieces[-1][0] + grown, [*pieces[-1][1], examples[index]])
+        else:
+            pieces.append((len(tokens), [examples[index]]))
+        before = tokens
+    return pieces

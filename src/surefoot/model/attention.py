@@ -1,72 +1,34 @@
 """Attention over a forest, plugged into Hugging Face models by `AttentionInterface`.
 
-The whole micro-batch is one sequence [1, H, T, Dh] to the model; here each tree attends only to itself.
-CUDA: `varlen_attn`, one call for all trees. CPU: long trees one `scaled_dot_product_attention` each; short
-ones, where that kernel is 3-6 times slower than plain products, side by side through `plain_attention`, which
-defines the others and does what they cannot (soft-capping, sinks, a window shorter than the tree).
+The whole micro-batch is one sequence [1, H, T, Dh] to the model; here each slot attends to its own path only.
 
-Shapes: T slots, H query heads, G key/value heads, Dh head width, B trees of a block, L slots of its longest tree.
+| where | what | kernel |
+|---|---|---|
+| CUDA, bf16 or fp16 | no branches | `varlen_attn`, one call for all trees |
+| CUDA, bf16 or fp16 | branches, or soft-capping | FlexAttention, its block mask made of `subtree_end` |
+| anywhere | anything (sinks, dropout, fp32, float64, CPU) | `tiled_attention` |
+
+Shapes: T slots, H query heads, G key/value heads, Dh head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from surefoot.data.forest import Forest
+from surefoot.model.tiled import Scores, tiled_attention
 
 NAME = "surefoot"
-SHORT = 128
-"""Slots up to which plain products beat the fused kernel on a CPU (measured; see LOG.md)."""
 
 
 class CannotAttend(Exception):  # noqa: N818
     """The model asks of its attention what a forest cannot give; it must run unpacked."""
-
-
-def plain_attention(
-    query_BHLD: torch.Tensor,
-    key_BGLD: torch.Tensor,
-    value_BGLD: torch.Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks_H: torch.Tensor | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Causal attention of trees without branches, [B, H, L, Dh], softmax in at least float32.
-
-    `window` w: slot q sees slot k iff q − w < k <= q. `softcap` c: scores become c · tanh(score / c).
-    `sinks_H`: one more score for each head that takes probability and gives no value (gpt-oss).
-    Shorter trees are padded on the right: no slot sees what comes after it, so the padding needs no mask.
-    """
-    batch, heads, length, width = query_BHLD.shape
-    groups = key_BGLD.shape[1]
-    # Heads that share a key/value head become more rows of one product.
-    query_BGRD = query_BHLD.reshape(batch, groups, -1, width)
-    scores_BHLL = (query_BGRD @ key_BGLD.transpose(2, 3)).view(batch, heads, length, length)
-    exact = torch.float64 if scores_BHLL.dtype == torch.float64 else torch.float32
-    scores_BHLL = scores_BHLL.to(exact) * scale
-    if softcap is not None:
-        scores_BHLL = torch.tanh(scores_BHLL / softcap) * softcap
-    place = torch.arange(length, device=query_BHLD.device)
-    distance_LL = place[:, None] - place[None, :]
-    hidden_LL = distance_LL < 0 if window is None else (distance_LL < 0) | (distance_LL >= window)
-    scores_BHLL = scores_BHLL.masked_fill(hidden_LL, float("-inf"))
-    if sinks_H is None:
-        p_BHLL = scores_BHLL.softmax(-1)
-    else:
-        sinks_BHL1 = sinks_H.to(exact)[None, :, None, None].expand(batch, heads, length, 1)
-        p_BHLL = torch.cat([scores_BHLL, sinks_BHL1], -1).softmax(-1)[..., :-1]
-    p_BHLL = F.dropout(p_BHLL, dropout) if dropout else p_BHLL
-    p_BGRL = p_BHLL.to(value_BGLD.dtype).reshape(batch, groups, -1, length)
-    return (p_BGRL @ value_BGLD).view(batch, heads, length, value_BGLD.shape[-1])
 
 
 def forest_attention(
@@ -91,68 +53,109 @@ def forest_attention(
     """
     if forest is None:
         raise CannotAttend("the model does not pass extra arguments on to its attention")
-    if query.shape[0] != 1 or query.shape[2] != len(forest.ids_T) or key.shape[2] != query.shape[2]:
+    if query.shape[0] != 1 or query.shape[2] != forest.slots or key.shape[2] != query.shape[2]:
         raise CannotAttend("the model changes the number of positions before its attention")
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise CannotAttend("the model's attention is not causal")
     odd = sorted(name for name in ("position_bias", "cache") if others.get(name) is not None)
     if odd or attention_mask is not None:
         raise CannotAttend(f"the model hands its attention {', '.join(odd) or 'a mask of its own'}")
-    # Rotary embeddings in fp32 promote query and key; the products want the values' type.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    longest = max(end - start for start, end in forest.trees)
-    window = sliding_window if sliding_window is not None and sliding_window < longest else None
-    plain = softcap is not None or s_aux is not None or query.shape[-1] != value.shape[-1]
-    if not plain and not dropout and value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query[0], key[0], value[0], forest, scale, window)[None], None
-    short = value.device.type == "cpu" and longest <= SHORT
-    out = []
-    for slots_BL in forest.blocks:
-        block = [x[0][:, slots_BL].transpose(0, 1) for x in (query, key, value)]
-        if plain or short or (window is not None and window < slots_BL.shape[1]):
-            kwargs = {"window": window, "softcap": softcap, "sinks_H": s_aux, "dropout": dropout}
-            out.append(plain_attention(*block, scale=scale, **kwargs))
-        else:
-            q, k, v = block
-            grouped = q.shape[1] != k.shape[1]
-            out.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
-                )
-            )
-    flat = torch.cat([block_BHLD.transpose(1, 2).flatten(0, 1) for block_BHLD in out])
-    return flat[forest.place_T][None], None
+    longest = max(end - start for start, end in forest.trees)  # no path is longer than its tree
+    scores = Scores(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window if sliding_window is not None and sliding_window < longest else None,
+        softcap=softcap,
+        dropout=dropout,
+    )
+    half = value.is_cuda and value.dtype in (torch.bfloat16, torch.float16)
+    if half and not dropout and s_aux is None and query.shape[-1] == value.shape[-1]:
+        # Rotary embeddings in fp32 promote query and key; the kernels want the values' type.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        kernel = _flex if forest.branches or softcap is not None else _varlen
+        return kernel(query, key, value, forest, scores), None
+    query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
+    return tiled_attention(query_THD, key_TGD, value_TGD, forest, scores, s_aux)[None], None
 
 
 def _varlen(
-    query_HTD: torch.Tensor,
-    key_GTD: torch.Tensor,
-    value_GTD: torch.Tensor,
-    forest: Forest,
-    scale: float,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, forest: Forest, scores: Scores
 ) -> torch.Tensor:
-    """All trees in one kernel, [T, H, Dh]; needs CUDA and half precision."""
+    """All trees in one kernel, [1, T, H, Dh]; needs CUDA, half precision and no branches."""
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds = [0, *(end for _, end in forest.trees)]
-    longest = max(end - start for start, end in forest.trees)
-    cumulative = torch.tensor(bounds, dtype=torch.int32, device=query_HTD.device)
+    bounds, longest = _bounds(forest)
     out = varlen_attn(
-        query_HTD.transpose(0, 1),
-        key_GTD.transpose(0, 1),
-        value_GTD.transpose(0, 1),
-        cumulative,
-        cumulative,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        bounds,
+        bounds,
         longest,
         longest,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query_HTD.shape[0] != key_GTD.shape[0],
+        scale=scores.scale,
+        window_size=(-1 if scores.window is None else scores.window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(out, torch.Tensor)
-    return out
+    return out[None]
+
+
+def _bounds(forest: Forest) -> tuple[torch.Tensor, int]:
+    """First slot of each tree and the end of the last, int32 on the device, and the longest tree; kept with
+    the forest, so that the layers do not wait for a copy each."""
+    kept = vars(forest)
+    if "_bounds" not in kept:
+        bounds = [0, *(end for _, end in forest.trees)]
+        longest = max(end - start for start, end in forest.trees)
+        kept["_bounds"] = torch.tensor(bounds, dtype=torch.int32, device=forest.ids_T.device), longest
+    return kept["_bounds"]
+
+
+def _flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, forest: Forest, scores: Scores
+) -> torch.Tensor:
+    """FlexAttention over the tree, [1, T, H, Dh]; blocks of slots that see nothing of each other are skipped."""
+    cap = scores.softcap
+
+    def capped(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        assert cap is not None
+        return cap * torch.tanh(score / cap)
+
+    out = _compiled_flex()(
+        query,
+        key,
+        value,
+        score_mod=capped if cap is not None else None,
+        block_mask=_block_mask(forest, scores.window),
+        scale=scores.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2)
+
+
+def _block_mask(forest: Forest, window: int | None) -> Any:
+    """FlexAttention's mask of `forest` under a sliding window (by depth, not by slot); kept with the forest."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    kept: dict[int | None, Any] = vars(forest).setdefault("_block_masks", {})
+    if window not in kept:
+        end_T, depth_T = forest.subtree_end_T, forest.position_T
+
+        def seen(b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            on_path = (k <= q) & (q < end_T[k])
+            return on_path if window is None else on_path & (depth_T[q] - depth_T[k] < window)
+
+        device = str(end_T.device)
+        kept[window] = create_block_mask(seen, None, None, forest.slots, forest.slots, device=device)
+    return kept[window]
+
+
+@cache
+def _compiled_flex() -> Any:
+    """FlexAttention as one kernel on CUDA; on a CPU, where it cannot train, as plain operations (for tests)."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if torch.cuda.is_available() else flex_attention
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

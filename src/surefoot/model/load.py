@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from surefoot.data.cache import cache_folder
 from surefoot.errors import UserError, nearest
 from surefoot.model.network import embedding_rows, unwrapped
 
@@ -133,11 +133,6 @@ def locate(name: str) -> Path:
         near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise UserError(f"{name}: no such file or folder.{near}")
     return Path(name)
-
-
-def cache_folder() -> Path:
-    """Where surefoot keeps what can be made again: $XDG_CACHE_HOME/surefoot, or ~/.cache/surefoot."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
 
 
 def _unpacked(name: str) -> Path:

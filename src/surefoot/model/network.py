@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from surefoot.data.forest import Forest, plant, slots
+from surefoot.data.forest import Forest, plan, plant, slots
 from surefoot.data.rows import Example
 from surefoot.model.attention import CannotAttend, attending_forests
 from surefoot.model.loss import Head, TargetStats, naive_loss, naive_stats, target_loss
@@ -33,6 +34,8 @@ class Network:
     """What was given: a `PreTrainedModel`, or a `PeftModel` around one."""
     product_dtype: torch.dtype | None = None
     """Type of the matrix products, if it is not the weights' own: autocast."""
+    merged: bool = True
+    """Examples share the slots of their common prefixes. Only if packed."""
     packed: bool = True
     """All trees in one forward; else one forward a tree, with the model's own attention."""
     head: Head | None = None
@@ -59,6 +62,14 @@ class Network:
                 # An outer autocast keeps the bf16 copies of the weights for all micro-batches of the step.
                 stack.enter_context(torch.autocast(self.device.type, self.product_dtype))
             yield
+
+    def plan(self, examples: Sequence[Example], budget: int) -> list[list[Example]]:
+        """A step's micro-batches of at most `budget` slots."""
+        return plan(examples, budget, self.merged)
+
+    def plant(self, examples: Sequence[Example]) -> Forest:
+        """The forest of a micro-batch, on the model's device."""
+        return plant(examples, self.merged).to(self.device)
 
     def hidden(self, forest: Forest) -> torch.Tensor:
         """Last hidden states [T, D] of every slot."""
@@ -126,57 +137,86 @@ def look_at(
     """The fastest way through `model` that gives its own logits on some of `examples`.
 
     Compares, without autocast and dropout, the logits of the fast path with those of the model's own forward,
-    each example alone. Two short examples tell whether packed rows leak; if rows outgrow the model's sliding
-    window, one such row is tried too.
+    each example alone. Four short examples tell whether rows that are packed or share a prefix leak; if rows
+    outgrow the model's sliding window, one such row is tried too.
     """
     core = unwrapped(model)
-    forest = plant(_telling(core, examples)).to(next(model.parameters()).device)
+    told = _telling(core, examples)
     tolerance = max(TOLERANCE.get(p.dtype, 1e-5) for p in model.parameters())
+    noisy = _noise(model)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            network = _choose(Network(model, head=head_of(core)), forest, tolerance)
+            network = _choose(Network(model, merged=not noisy, head=head_of(core)), told, tolerance)
     finally:
         model.train(training)
-    return replace(network, product_dtype=product_dtype)
+    reasons = network.reasons
+    if noisy and network.packed:
+        reasons += (f"prefixes are not shared: {noisy} must fall on each example alone",)
+    return replace(network, product_dtype=product_dtype, reasons=reasons)
 
 
-def _choose(network: Network, forest: Forest, tolerance: float) -> Network:
-    own_NV = network.logits(forest)
+def _noise(model: torch.nn.Module) -> str | None:
+    """Why what is computed for a slot depends on more than its path when training, as far as can be told."""
+    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    rates += [getattr(m, "attention_dropout", 0.0) for m in model.modules()]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
+        return "dropout"
+    return None
+
+
+def _choose(network: Network, told: Sequence[Example], tolerance: float) -> Network:
+    """Tries merged, packed and one by one, in this order, against the model's own logits."""
+    alone = plant(told).to(network.device)
+    own_NV = network.logits(alone)
     reasons: list[str] = []
-    for packed in (True, False):
-        tried = replace(network, packed=packed)
-        if tried.head is None:
-            reasons.append("the head is not a plain linear layer: the model computes its own logits")
-            break
+    if network.head is None:
+        reasons.append("the head is not a plain linear layer: the model computes its own logits")
+        return replace(network, merged=False, packed=False, reasons=tuple(reasons))
+    ways = (
+        (True, True, "prefixes are not shared"),
+        (False, True, "rows run one at a time"),
+        (False, False, ""),
+    )
+    for merged, packed, otherwise in ways:
+        if merged and not network.merged:
+            continue
+        tried = replace(network, merged=merged, packed=packed)
+        forest = tried.plant(told)
         try:
             with tried.open():
-                fast_NV = tried.head.logits(tried.hidden(forest)[forest.target_slot_N])
+                fast_NV = network.head.logits(tried.hidden(forest)[forest.target_slot_N])
         except CannotAttend as error:
-            reasons.append(f"rows run one at a time: {error}")
+            reasons = [f"{otherwise}: {error}"]
             continue
         except Exception as error:  # whatever it is, the model's own forward has just worked without
             if not packed:
                 raise
-            reasons.append(f"rows run one at a time: the model does not take packed rows ({error})")
+            reasons = [f"{otherwise}: the model does not take forests ({error})"]
             continue
         off = ((fast_NV - own_NV).norm() / own_NV.norm()).item()
         if off <= tolerance:
             return replace(tried, reasons=tuple(reasons))
         if packed:
-            reasons.append(f"rows run one at a time: packed together, their logits are off by {off:.1e}")
+            how = "with shared prefixes" if merged else "packed together"
+            reasons = [f"{otherwise}: {how}, their logits are off by {off:.1e}"]
         else:
-            reasons.append(
-                f"the head's formula is not known (off by {off:.1e}): the model computes its logits"
-            )
-    return replace(network, packed=False, head=None, reasons=tuple(reasons))
+            reasons += [f"the head's formula is not known (off by {off:.1e}): the model computes its logits"]
+    return replace(network, merged=False, packed=False, head=None, reasons=tuple(reasons))
 
 
 def _telling(core: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
-    """The two shortest examples, and the shortest one beyond the sliding window if there is one."""
+    """Two short examples, two that part from the first in its completion and at its end, and the shortest one
+    beyond the sliding window if there is one."""
     by_length = sorted(examples, key=slots)
-    chosen = by_length[:2] if len(by_length) > 1 else by_length * 2
+    first, second = (by_length * 2)[:2]
+    whole = np.append(first.prompt_ids, first.completion_ids)
+    middle = len(first.prompt_ids) + len(first.completion_ids) // 2
+    parting = [
+        Example(whole[:at], second.completion_ids, first.row, first.where) for at in (middle, len(whole))
+    ]
+    chosen = [first, second, *(e for e in parting if e.targets)]
     window = getattr(core.config.get_text_config(), "sliding_window", None)
     if window:
         chosen += [example for example in by_length if slots(example) > window][:1]

@@ -164,6 +164,7 @@ class Between:
             tokens=found.tokens,
             supervised=found.supervised,
             num_tokens=self.progress.num_tokens,
+            slots=found.slots,
             micro_batches=found.micro_batches,
             step_seconds=seconds,
             tokens_per_second=found.tokens / seconds,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from surefoot.data.forest import Forest, plan, plant
+from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
 from surefoot.model.network import Network
 from surefoot.train.optim import Optimizers
@@ -40,6 +40,8 @@ class Losses:
     tokens: int
     """Tokens of the examples, prompts included, as the user brought them."""
     supervised: int
+    slots: int
+    """Tokens that went through the model: fewer than `tokens` where prefixes are shared."""
     micro_batches: int
     token_accuracy: float
     entropy: float
@@ -56,17 +58,19 @@ def losses(
     divisor = float(sum(e.weight * e.targets for e in examples))
     nll: dict[int, float] = {}
     total = correct = entropy = 0.0
-    batches = plan(examples, budget)
+    slots = 0
+    batches = network.plan(examples, budget)
     order = {id(example): index for index, example in enumerate(examples)}
     with network.open(), torch.set_grad_enabled(backprop):
         for number, batch in enumerate(batches):
             if backprop:
                 torch.manual_seed(seed + number)
-            forest = plant(batch).to(network.device)
+            forest = network.plant(batch)
             loss, stats = network.loss(forest, divisor)
             if backprop:
                 with torch.autocast(network.device.type, enabled=False):
                     loss.backward()
+            slots += forest.slots
             total += loss.item()
             correct += stats.correct_N.sum().item()
             entropy += stats.entropy_N.sum().item()
@@ -77,6 +81,7 @@ def losses(
         loss=total,
         tokens=sum(example.tokens for example in examples),
         supervised=supervised,
+        slots=slots,
         micro_batches=len(batches),
         token_accuracy=correct / supervised,
         entropy=entropy / supervised,
