@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from surefoot.data.ledger import LISTED, Ledger
 from surefoot.data.rows import PlainText, TokenSpans
 from tests import templates, toys
@@ -70,6 +72,10 @@ def test_plain_values_for_run_json() -> None:
     assert values == ledger.to_dict()
     assert values["supervised_by_role"] == dict(ledger.supervised_by_role)
     assert values["counts"] == {"text spells a control token; it stays text": 6, "no token to learn": 1}
+    assert Ledger.from_dict(values) == ledger
+    assert Ledger.from_dict(values).lines() == ledger.lines()
+    with pytest.raises(TypeError):
+        Ledger.from_dict({**values, "other": 1})
     ledger.drop("late", "rows:9")
     assert "late" not in values["counts"]
 

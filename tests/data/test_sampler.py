@@ -34,6 +34,22 @@ def test_sequential_is_the_order_of_the_file() -> None:
     assert [sampler.step(i).tolist() for i in range(4)] == [[0, 1], [2, 3], [4], [0, 1]]
 
 
+def test_an_epoch_is_drawn_once_and_any_step_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = {
+        (epoch, place): Sampler(10, 4, 3).step(3 * epoch + place) for epoch in (0, 1) for place in range(3)
+    }
+    drawn: list[int] = []
+    draw = Sampler._order
+    monkeypatch.setattr(Sampler, "_order", lambda self, epoch: drawn.append(epoch) or draw(self, epoch))
+    sampler = Sampler(10, 4, 3)
+    for epoch, place in [(0, 0), (0, 2), (1, 1), (1, 0), (0, 1)]:
+        np.testing.assert_array_equal(sampler.step(3 * epoch + place), fresh[epoch, place])
+    assert drawn == [0, 1, 0]
+    with pytest.raises(ValueError, match="read-only"):
+        sampler.step(0)[0] = 9
+    assert sampler == Sampler(10, 4, 3)
+
+
 def test_the_order_is_pinned() -> None:
     """A change of the generator would silently change every resumed run."""
     assert Sampler(rows=8, rows_per_step=8, seed=42).step(0).tolist() == [7, 0, 4, 2, 1, 3, 5, 6]

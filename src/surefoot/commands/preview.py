@@ -53,6 +53,7 @@ def run(argv: list[str]) -> int:
 
 
 def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -> None:
+    from surefoot.data.cache import cache_folder
     from surefoot.data.dataset import read
     from surefoot.data.render import Renderer
     from surefoot.data.sources import open_source
@@ -68,7 +69,7 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
         completion_only_loss=options.completion_only_loss,
         last_turn_only=options.last_turn_only,
     )
-    data = read(open_source(path), renderer, columns=options.columns)
+    data = read(open_source(path), renderer, columns=options.columns, cache=cache_folder() / "examples")
     shown = data.examples[: options.limit]
     if as_json:
         examples = [
@@ -90,7 +91,9 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
                 text.append(str(tokenizer.decode([token])), style if number % 2 else f"{style} underline")
         console.print(text)
     console.rule("ledger")
-    for line in data.ledger.lines():
+    for line in [*data.ledger.lines(), *data.notes]:
         console.print(line)
+    if data.from_cache:
+        console.print("(tokenised by an earlier run)")
     if not sys.stdout.isatty():
         console.print("(in a terminal, the learned tokens are green and the prompt is dim)")

@@ -36,7 +36,8 @@ class Encoder:
         self.control_ids = set(self._id.values())
         self.control = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
         self._marked = re.compile(f"({self.control.pattern})|{MARK.pattern}")
-        self._unmarked = re.compile(f"({self.control.pattern})|((?!))")
+        # expensive: an alternative that is not a control token makes the search a hundred times as slow
+        self._unmarked = re.compile(f"({self.control.pattern})")
         alone, framed = self._ids("a"), self._tokenizer("a")["input_ids"]
         starts = [i for i in range(len(framed)) if framed[i : i + len(alone)] == alone]
         self.before: list[int] = framed[: starts[0]] if starts else []
@@ -75,23 +76,32 @@ class Encoder:
     def encode(self, texts: Sequence[str], literals: Sequence[tuple[str, ...]]) -> Iterator[list[int]]:
         """Token ids of each text, without BOS and EOS but those it spells; marks stand for `literals`.
 
-        One after the other: the texts of a long conversation are many times as long as their stretches.
+        Tokenised when called, put together one after the other: the texts of a long conversation are many
+        times as long as their stretches.
         """
         pairs = list(zip(texts, literals, strict=True))
         if not self._separable:
             found = iter(self._all(text for text, marked in pairs if not marked))
-            yield from (self._whole(text, marked) if marked else next(found) for text, marked in pairs)
-            return
-        # text, control token or None, number of a mark or None, text, ...
+            return (self._whole(text, marked) if marked else next(found) for text, marked in pairs)
+        # text, control token (or None, number of a mark or None), text, ...
         split = [(self._marked if marked else self._unmarked).split(text) for text, marked in pairs]
-        stretches = list(dict.fromkeys(piece for pieces in split for piece in pieces[::3]))
+        stretches = list(
+            dict.fromkeys(
+                text
+                for pieces, marked in zip(split, literals, strict=True)
+                for text in pieces[:: 3 if marked else 2]
+            )
+        )
         ids = dict(zip(stretches, self._all(stretches), strict=True))
-        for pieces, marked in zip(split, literals, strict=True):
-            tokens = list(ids[pieces[0]])
-            for control, number, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-                tokens += [self._id[control]] if control else self._literal(marked[int(number)])
-                tokens += ids[text]
-            yield tokens
+        return (self._joined(*one, ids) for one in zip(split, literals, strict=True))
+
+    def _joined(self, pieces: list[str], marked: tuple[str, ...], ids: dict[str, list[int]]) -> list[int]:
+        tokens, width = list(ids[pieces[0]]), 3 if marked else 2
+        for at in range(1, len(pieces), width):
+            control = pieces[at]
+            tokens += [self._id[control]] if control else self._literal(marked[int(pieces[at + 1])])
+            tokens += ids[pieces[at + width - 1]]
+        return tokens
 
     def within(self, text: str) -> list[int]:
         """Token ids of `text` as they are inside a longer one: no space of the tokenizer's own before it."""

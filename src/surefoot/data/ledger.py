@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 LISTED = 20
 """How many rows of a kind are listed by name; the rest is counted."""
+COUNTERS = ("supervised_by_role", "turn_ends", "counts")
 
 
 @dataclass
@@ -52,9 +54,15 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for run.json."""
         out = dict(self.__dict__)
-        for name in ("supervised_by_role", "turn_ends", "counts"):
+        for name in COUNTERS:
             out[name] = dict(out[name])
         return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
+        """The ledger that `to_dict` made these values of. Raises TypeError when they are of another kind."""
+        counters = {name: Counter(values[name]) for name in COUNTERS}
+        return cls(**{**values, **counters})
 
     def lines(self) -> list[str]:
         """The ledger in words, a fact a line."""

@@ -10,22 +10,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from surefoot.data.encode import Encoder
 from surefoot.data.ledger import Ledger
+from surefoot.data.repeats import Repeats
 from surefoot.data.rows import Conversation, Example, PlainText, Record, TokenSpans
 from surefoot.errors import UserError
 
-BATCH = 128
+BATCH = 512
 """Records tokenised at once, in parallel, by the Rust tokenizer."""
+BATCH_TEXT = 1 << 24
+"""Characters of a batch's turns, prompts and all, from which on it is not filled further."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Turn:
     """The tokenizer puts its own first token (BOS) before the prompt, as at inference on plain text."""
     remarks: tuple[str, ...] = ()
     """What the ledger notes if the turn is kept."""
+
+
+Piece: TypeAlias = tuple[int, str, Turn | Example]
+"""Row, where, and what is learned there."""
 
 
 class Renderer:
@@ -73,7 +79,7 @@ class Renderer:
             raise UserError(f"eos_token: the tokenizer does not know '{self.eos}'")
         self.encoder = Encoder(tokenizer)
         self.ledger = Ledger()
-        self._seen: set[bytes] = set()
+        self._repeats = Repeats()
 
     def examples(
         self, records: Iterable[tuple[Record, str]], at_most: int | None = None
@@ -83,17 +89,22 @@ class Renderer:
         `at_most` stops after so many rows that have something to learn, and reads no further.
         """
         rows = enumerate(records)
-        learned: set[int] = set()
-        while batch := list(islice(rows, BATCH if at_most is None else min(BATCH, at_most - len(learned)))):
-            for example in self._batch(batch):
-                if at_most is not None:
-                    learned.add(example.row)
+        learned, last, read = 0, -1, -1
+        while read != self.ledger.rows:
+            read = self.ledger.rows
+            pieces = self._pieces(islice(rows, BATCH if at_most is None else min(BATCH, at_most - learned)))
+            for example in self._examples(pieces):
+                learned += example.row != last
+                last = example.row
                 yield example
+        self.ledger.duplicates = self._repeats.count()
 
-    def _batch(self, batch: list[tuple[int, tuple[Record, str]]]) -> Iterator[Example]:
-        self.ledger.rows += len(batch)
-        pieces: list[tuple[int, str, Turn | Example]] = []
-        for row, (record, where) in batch:
+    def _pieces(self, rows: Iterable[tuple[int, tuple[Record, str]]]) -> list[Piece]:
+        """What is to be learned of the next rows, up to `BATCH_TEXT`; turns are not tokenised yet."""
+        pieces: list[Piece] = []
+        length = 0
+        for row, (record, where) in rows:
+            self.ledger.rows += 1
             found: Sequence[Turn | Example]
             if isinstance(record, Conversation):
                 found = self._turns(record, where)
@@ -104,6 +115,15 @@ class Renderer:
                 if not found:
                     self.ledger.drop("no token to learn", where)
             pieces += [(row, where, piece) for piece in found]
+            length += sum(
+                len(piece.prompt) + len(piece.completion) for piece in found if isinstance(piece, Turn)
+            )
+            if length > BATCH_TEXT:
+                break
+        return pieces
+
+    def _examples(self, pieces: list[Piece]) -> Iterator[Example]:
+        """The turns tokenised; all that fits, counted."""
         turns = [piece for _, _, piece in pieces if isinstance(piece, Turn)]
         pairs = [text for turn in turns for text in (turn.prompt, turn.prompt + turn.completion)]
         ids = self.encoder.encode(pairs, [turn.literals for turn in turns for _ in range(2)])
@@ -248,9 +268,7 @@ class Renderer:
             ledger.turn_ends[str(self.tokenizer.convert_ids_to_tokens([last])[0])] += 1
         border = np.array([len(example.prompt_ids)], np.int32)
         content = b"".join(part.tobytes() for part in (border, example.prompt_ids, example.completion_ids))
-        digest = hashlib.blake2b(content, digest_size=12).digest()
-        ledger.duplicates += digest in self._seen
-        self._seen.add(digest)
+        self._repeats.add(content)
 
 
 def _kind(message: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ class TokenSpans:
 Record: TypeAlias = Conversation | PlainText | TokenSpans
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Example:
     """What the model sees at inference, and what it should have answered."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class Sampler:
     rows_per_step: int
     seed: int = 42
     shuffle: bool = True
+    _drawn: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The last epoch's order: 8 bytes a row."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -39,7 +41,16 @@ class Sampler:
         return self.order(epoch)[place * self.rows_per_step : (place + 1) * self.rows_per_step]
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 order of all rows in an epoch, a permutation drawn from (seed, epoch) alone."""
+        """int64 order of all rows in an epoch, a permutation drawn from (seed, epoch) alone; read only."""
+        epoch = epoch if self.shuffle else 0
+        if epoch not in self._drawn:
+            self._drawn.clear()
+            order = self._order(epoch)
+            order.flags.writeable = False
+            self._drawn[epoch] = order
+        return self._drawn[epoch]
+
+    def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.rows)
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.rows)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 import surefoot
 from surefoot.config import SFTConfig
+from surefoot.data.cache import cache_folder
 from surefoot.data.dataset import Dataset, Formatting, read
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Example
@@ -123,13 +124,16 @@ def read_data(
     formatting: Formatting | None,
     at_most: int | None = None,
 ) -> Dataset:
-    """Read and tokenise rows for the prepared model; long work shows a bar."""
+    """Read and tokenise rows for the prepared model, or find them as an earlier run has kept them.
+
+    Long work shows a bar; what keeps rows from being kept goes to the model's notes.
+    """
     renderer = make_renderer(prepared.model, prepared.tokenizer, args)
     console = Console(stderr=True)
     long = (source.length or 0) >= LONG and console.is_terminal
     with Progress(console=console, transient=True, disable=not long) as bar:
         task = bar.add_task(f"tokenising {source.name}", total=source.length)
-        return read(
+        data = read(
             source,
             renderer,
             columns=args.columns,
@@ -137,7 +141,10 @@ def read_data(
             formatting=formatting,
             at_most=at_most,
             seen=lambda rows: bar.update(task, completed=rows),
+            cache=cache_folder() / "examples",
         )
+    prepared.notes.extend(note for note in data.notes if note not in prepared.notes)
+    return data
 
 
 def make_renderer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> Renderer:
