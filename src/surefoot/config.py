@@ -147,6 +147,8 @@ class SFTConfig(BaseModel):
     """Clip the gradient to this norm; 0 does not clip. The unclipped norm and the factor are both logged."""
     micro_batch_tokens: int | None = Field(None, gt=0)
     """Most tokens that go through the model at once. Changes speed and memory, not the step."""
+    share_prefixes: bool = True
+    """Compute a beginning that examples share once. Exact, and off by itself where it would not be."""
     train_sampling_strategy: Literal["random", "sequential"] = "random"
     """Order of the rows: a new permutation each epoch, or as they stand."""
     seed: int = Field(42, ge=0)

@@ -132,7 +132,10 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 
 def look_at(
-    model: torch.nn.Module, examples: Sequence[Example], product_dtype: torch.dtype | None
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    product_dtype: torch.dtype | None,
+    share_prefixes: bool = True,
 ) -> Network:
     """The fastest way through `model` that gives its own logits on some of `examples`.
 
@@ -143,12 +146,13 @@ def look_at(
     core = unwrapped(model)
     told = _telling(core, examples)
     tolerance = max(TOLERANCE.get(p.dtype, 1e-5) for p in model.parameters())
-    noisy = _noise(model)
+    noisy = _noise(model) if share_prefixes else None
+    merged = share_prefixes and not noisy
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            network = _choose(Network(model, merged=not noisy, head=head_of(core)), told, tolerance)
+            network = _choose(Network(model, merged=merged, head=head_of(core)), told, tolerance)
     finally:
         model.train(training)
     reasons = network.reasons

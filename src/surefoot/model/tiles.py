@@ -18,9 +18,9 @@ import torch
 
 from surefoot.data.forest import Forest, branch_starts
 
-TILE = 256
+TILE = 128
 """Most query slots of a tile."""
-ENOUGH = 96
+ENOUGH = 64
 """A tile with so many slots ends at the next branch."""
 CELLS = 1 << 20
 """Most scores of a head in a block of several tiles: what is worked on stays in the cache."""
@@ -41,6 +41,13 @@ class Block:
     tiles agree. A padded query sees what its tile's first query sees."""
     ranges: tuple[tuple[int, int, int, int], ...]
     """(tile, column, first slot, one past the last slot) of each run of consecutive key slots."""
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """`bias_BQK` in another type, converted once for all layers."""
+        kept = vars(self).setdefault("_bias", {})
+        if dtype not in kept:
+            kept[dtype] = self.bias_BQK.to(dtype)
+        return kept[dtype]
 
 
 @dataclass(frozen=True)
@@ -181,5 +188,5 @@ def _side_by_side(tiles: list[_Tile]) -> Block:
 def _to(block: Block, device: torch.device) -> Block:
     if device.type == "cpu":
         return block
-    moved = (x.to(device) for x in (block.query_BQ, block.key_BK))
-    return Block(*moved, block.open, block.bias_BQK.to(device), block.ranges)
+    query_BQ, key_BK, bias_BQK = (x.to(device) for x in (block.query_BQ, block.key_BK, block.bias_BQK))
+    return Block(query_BQ, key_BK, block.open, bias_BQK, block.ranges)

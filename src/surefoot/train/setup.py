@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
 from surefoot.model.network import Network, embedding_rows, look_at, unwrapped
 from surefoot.train import hardware
 
+LOOKED_AT = 1_000
+"""Examples among which those are found that tell how the model can be run."""
 LONG = 2_000
 """Rows from which on tokenising shows a bar."""
 
@@ -165,11 +167,11 @@ def make_renderer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ar
     )
 
 
-def prepare_network(prepared: Prepared, examples: Iterable[Example]) -> Network:
+def prepare_network(prepared: Prepared, examples: Sequence[Example], args: SFTConfig) -> Network:
     """The fastest exact way through this model, tried on these examples."""
     if prepared.model.device.type == "cpu":  # type: ignore[union-attr]
         hardware.keep_heap()
-    return look_at(prepared.model, list(examples), prepared.product_dtype)
+    return look_at(prepared.model, examples[:LOOKED_AT], prepared.product_dtype, args.share_prefixes)
 
 
 def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int) -> dict[str, Any]:
@@ -187,6 +189,7 @@ def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int)
             "weights": sorted({str(p.dtype).removeprefix("torch.") for p in parameters}),
             "products": str(network.product_dtype or parameters[0].dtype).removeprefix("torch."),
             "packed": network.packed,
+            "prefixes_shared": network.packed and network.merged,
             "notes": [*prepared.notes, *network.reasons],
         },
         "hashes": {

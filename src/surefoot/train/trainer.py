@@ -82,7 +82,7 @@ class SFTTrainer:
         data = [part for _, part in self._named()]
         ends = dict.fromkeys(end for part in data for end in part.ledger.turn_ends)
         self.prepared.notes.extend(stop_at(self.model, self.processing_class, ends))
-        self.network = prepare_network(self.prepared, data[0].examples)
+        self.network = prepare_network(self.prepared, data[0].examples, self.args)
         self.progress = Progress(
             micro_batch_tokens=args.micro_batch_tokens or hardware.micro_batch_tokens(self.network.device)
         )
