@@ -16,7 +16,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -187,9 +187,14 @@ def prepare(
     import surefoot.model.load as load  # torch: so `python -m benchmarks.run` itself stays small
 
     wanted = steps * workload.rows_per_step
-    given = list(islice(rows, skip, skip + wanted + wanted // 2 + 64))
-    place = load.locate(model)
-    kept = examples_of(workload, given, place, folder)
+    place, there = load.locate(model), max(0, len(rows) - skip)
+    given, kept, count = [], {}, wanted
+    while (
+        len(kept) < wanted and len(given) < there
+    ):  # rows of which nothing is learned make room for later ones
+        given = list(islice(rows, skip, skip + count))
+        kept = examples_of(workload, given, place, folder)
+        count *= 2
     if len(kept) < wanted:
         raise SystemExit(
             f"{workload.file}: {len(kept)} rows with something to learn are too few for {steps} steps of "
@@ -203,12 +208,36 @@ def prepare(
 def examples_of(
     workload: Workload, rows: list[Row], model: Path, folder: Path
 ) -> dict[int, list[tuple[list[int], list[int]]]]:
-    """Row index → the (prompt ids, completion ids) that surefoot learns of it."""
+    """Row index → the (prompt ids, completion ids) that surefoot learns of it.
+
+    A tiny model with the real one's vocabulary and positions stands in: token ids do not depend on weights, and
+    the trainer tries its paths on the first rows, which takes minutes where these are thousands of tokens long.
+    """
+    from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     from surefoot import SFTConfig, SFTTrainer
 
-    options = recipe(workload, model, folder / "preparing", steps=1)
-    del options["dataset_name"], options["max_steps"]
-    trainer = SFTTrainer(args=SFTConfig(**options), train_dataset=rows)
+    real = AutoConfig.from_pretrained(model)
+    small = LlamaConfig(
+        vocab_size=real.vocab_size,
+        max_position_embeddings=real.max_position_embeddings,
+        eos_token_id=real.eos_token_id,
+        bos_token_id=real.bos_token_id,
+        pad_token_id=real.pad_token_id,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    options = recipe(replace(workload, lora_r=0), model, folder / "preparing", steps=1, precision="fp32")
+    del options["model_name_or_path"], options["dataset_name"], options["max_steps"]
+    trainer = SFTTrainer(
+        model=LlamaForCausalLM(small),
+        args=SFTConfig(**options),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
     assert trainer.train_data is not None
     found: dict[int, list[tuple[list[int], list[int]]]] = {}
     for example in trainer.train_data.examples:
