@@ -24,6 +24,7 @@ COMMAND_OPTIONS = {
     ],
     "evaluate": ["data", "columns", "max_new_tokens", "exact_match", "precision", "max_length", "use_cpu"],
     "chat": ["prompt", "system", "max_new_tokens", "temperature", "use_cpu"],
+    "check": ["model", "data", "rows"],  # and those of train
     "compare": ["data", "columns", "prompt", "limit", "max_new_tokens", "use_cpu"],
 }  # fmt: skip
 """Every command and its options. Adding one is a promise to keep it: change this table on purpose."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "preview": "show how rows become tokens: what is prompt, what is learned, what is dropped",
     "evaluate": "loss, perplexity, token accuracy and exact answers on held-out rows",
     "chat": "talk to a model or to a run's result",
+    "check": "compare training's fast path with the plain reference, on your model and rows",
     "compare": "answers before and after, side by side",
 }
 

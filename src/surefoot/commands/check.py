@@ -1,0 +1,139 @@
+"""surefoot check: on this model and these rows, is the path that training takes the textbook one?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+
+from surefoot.commands.options import parse, plainly_said
+from surefoot.config import SFTConfig, checked, read_recipe
+from surefoot.errors import UserError
+from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
+
+if TYPE_CHECKING:
+    from surefoot.train.selfcheck import Verdict
+
+READ = 1_000
+"""Rows of the data to choose from."""
+
+
+class CheckOptions(BaseModel):
+    """What `surefoot check` takes beside the options of training."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: str | None = None
+    """Short for model_name_or_path."""
+    data: str | None = None
+    """Short for dataset_name."""
+    rows: int = Field(4, gt=0)
+    """Rows of the step that is compared whole, one row at a time, and split in two."""
+
+
+class _Flags(CheckOptions, SFTConfig):
+    """All of them."""
+
+
+def run(argv: list[str]) -> int:
+    """Parse, compare, print. 0: the path that training takes is exact; 1: it is not."""
+    parsed = parse(
+        _Flags,
+        argv,
+        prog="surefoot check",
+        about="Compare loss and gradient of training's fast path with the plain reference, on this model and some "
+        "of these rows. Nothing is trained or written. Options as in surefoot train.",
+        positional={"recipe": ("?", "YAML file of options")},
+        also_known=[*SUPERSEDED, *REFUSED, *TRANSLATED],
+    )
+    given = {name: parsed.options.pop(name) for name in CheckOptions.model_fields if name in parsed.options}
+    own = checked(CheckOptions, given)
+    recipe = parsed.positional["recipe"]
+    options: dict[str, Any] = read_recipe(recipe) if recipe else {}
+    if TRANSLATED & set(parsed.options):
+        options.pop("precision", None)
+    options.update(parsed.options)
+    options.update({"model_name_or_path": own.model} if own.model else {})
+    options.update({"dataset_name": own.data} if own.data else {})
+    if "model_name_or_path" not in options or "dataset_name" not in options:
+        raise UserError("surefoot check --model MODEL --data FILE, or a recipe that names both")
+    with plainly_said():
+        args = SFTConfig(**options)
+        verdict, refusal = _check(args, own.rows)
+    exact = verdict.exact and not verdict.refused and refusal is None
+    conclusion = _conclusion(verdict, refusal)
+    if parsed.json:
+        found = {"model": args.model_name_or_path, "data": args.dataset_name, **verdict.to_dict()}
+        print(json.dumps({**found, "exact": exact, "conclusion": conclusion}))
+    else:
+        _print(verdict, conclusion)
+    return 0 if exact else 1
+
+
+def _check(args: SFTConfig, rows: int) -> tuple[Verdict, str | None]:
+    """The full form on the path that the short form leaves to training; with why training would refuse."""
+    from surefoot.train.selfcheck import check, quick
+    from surefoot.train.setup import open_data, prepare_model, prepare_network, read_data
+
+    source = open_data(args.dataset_name, args.dataset_train_split, args, READ)
+    prepared = prepare_model(None, args, None)
+    examples = read_data(source, prepared, args, None, max(READ, rows)).examples
+    network = prepare_network(prepared, examples, args)
+    refusal = None
+    try:
+        network = quick(network, examples, args).network
+    except UserError as error:
+        refusal = str(error)
+    return check(network, examples, rows), refusal
+
+
+def _conclusion(verdict: Verdict, refusal: str | None) -> str:
+    """One sentence: exact, or what is not and what is done about it."""
+    path = verdict.to_dict()["path"]
+    ways = [
+        "common prefixes shared" if path["merged"] else "",
+        "rows side by side" if path["packed"] else "rows one at a time",
+        "logits of targets only" if path["head"] else "logits by the model itself",
+    ]
+    named = ", ".join(way for way in ways if way)
+    if refusal is not None:
+        return f"not exact, and training refuses: {refusal}"
+    if not verdict.refused:
+        because = "".join(f"; {reason}" for reason in verdict.network.reasons)
+        return f"exact: training ({named}) computes the textbook loss and gradient, within rounding{because}"
+    what = "; ".join(verdict.refused)
+    instead = f"only this path is exact: {named}" if verdict.exact else "no path is exact"
+    return (
+        f"not exact: {what}; {instead}. The short check before training does not see it: do not train like this, "
+        "and report it, please, with what --json prints"
+    )
+
+
+def _print(verdict: Verdict, conclusion: str) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("rows", "compared", "error", "plain path", "allowed", ""):
+        table.add_column(name, justify="right" if name in ("error", "plain path", "allowed") else "left")
+    shown = ""
+    for found in verdict.comparisons:
+        precision = verdict.reference if found.level == "formula" else "run's precision"
+        table.add_row(
+            found.case if found.case != shown else "",
+            f"{found.what if found.weight is None else found.weight}, {precision}",
+            f"{found.error:.1e}",
+            "" if found.naive is None else f"{found.naive:.1e}",
+            f"{found.budget:.1e}",
+            "ok" if found.ok else "OFF",
+        )
+        shown = found.case
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    off = "; dropout was off" if verdict.dropout else ""
+    console.print(
+        f"\nreference: the model's own forward, row by row, {verdict.reference}{off}; {verdict.tokens:,} tokens in "
+        f"{verdict.seconds:.0f} s\n{conclusion}",
+        soft_wrap=True,
+    )
