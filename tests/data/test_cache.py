@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surefoot.data import cache as cache_module
+from surefoot.data import store as store_module
 from surefoot.data.dataset import Dataset, read
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Example, Record, TokenSpans
@@ -347,7 +349,7 @@ from tests import toys
 
 def rows():
     for i in range(count):
-        yield Row({"prompt": f"Row {i} says", "completion": "the capital of France"}, f"rows:{i}")
+        yield Row({"input_ids": [3, i % 200, i // 200, 4], "completion_mask": [0, 0, 1, 1]}, f"rows:{i}")
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -359,7 +361,7 @@ def seen(row):
         peak = max(peak, anonymous())
 
 made = Renderer(toys.byte_level(), max_length=99)
-for count in (2_000, 40_000):
+for count in (2_000, 60_000):
     made = Renderer(made.tokenizer, max_length=99)
     data = read(Source("rows", count, "1", rows), made, columns={}, seen=seen, cache=Path(sys.argv[1]))
     assert len(data.rows) == count and data.ledger.duplicates == 0
@@ -374,7 +376,35 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
     few, many = map(float, said.stdout.split())
-    assert many - few < 12, f"{few:.0f} MB for 2,000 rows, {many:.0f} MB for 40,000"
+    assert many - few < 12, f"{few:.0f} MB for 2,000 rows, {many:.0f} MB for 60,000"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_reading_gives_the_pages_back(tmp_path: Path) -> None:
+    def mapped() -> float:
+        return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
+
+    writer, long = Writer(tmp_path), np.arange(16_000, dtype=np.int32)
+    for row in range(2_000):
+        writer.add(Example(long[: row + 1], long[row + 1 :], row, str(row)))
+    stored = writer.finish(sync=False)
+    writer.close()
+    before, peak = mapped(), 0.0
+    for example in stored.examples:
+        assert example.prompt_ids.sum() + example.completion_ids.sum() == long.sum()
+        peak = max(peak, mapped())
+    assert peak - before < 60, (
+        f"{stored.tokens.nbytes / 2**20:.0f} MB were read, {peak - before:.0f} MB stayed"
+    )
+
+
+def test_lengths_over_many_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BUFFERED", 4)
+    writer, ids = Writer(None), np.arange(40, dtype=np.int32)
+    wanted = np.random.default_rng(0).integers(1, 40, 23).tolist()
+    for row, length in enumerate(wanted):
+        writer.add(Example(ids[:0], ids[:length], row, "here"))
+    assert writer.finish(sync=False).lengths.tolist() == wanted
 
 
 def test_the_index_is_plain_json(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -32,7 +33,11 @@ ROW = np.dtype([("row", "<i8"), ("end", "<i8"), ("place", "<i8")])
 """The row's number in the source, where its examples end, where its place ends."""
 FILES = ("tokens", "examples", "rows", "places")
 BUFFERED = 1 << 16
-"""Tokens (or examples, if they are shorter) that wait to be written."""
+"""Tokens that wait to be written; what an example takes as a Python object counts as OVERHEAD more."""
+OVERHEAD = 32
+
+RELEASED = 256
+"""Examples read between two times that the mapped pages are given back."""
 
 T = TypeVar("T")
 
@@ -70,7 +75,9 @@ class Stored:
     _examples: np.ndarray
     _rows: np.ndarray
     _places: np.ndarray
+    _maps: tuple[mmap.mmap, ...] = field(repr=False)
     _held: WeakValueDictionary[int, Example] = field(default_factory=WeakValueDictionary, repr=False)
+    _read: Iterator[int] = field(default_factory=lambda: count(1), repr=False)
 
     @property
     def examples(self) -> Lazy[Example]:
@@ -84,7 +91,12 @@ class Stored:
     @property
     def lengths(self) -> np.ndarray:
         """int32 [examples]: tokens of each, prompt and completion."""
-        return np.diff(self._examples["end"], prepend=0).astype(np.int32)
+        lengths = np.empty(len(self._examples), np.int32)
+        for start in range(0, len(lengths), BUFFERED):
+            ends = self._examples["end"][max(0, start - 1) : start + BUFFERED]
+            lengths[start : start + BUFFERED] = np.diff(ends, prepend=ends[:0] if start else 0)
+            self._release()
+        return lengths
 
     def _example(self, index: int) -> Example:
         if (held := self._held.get(index)) is not None:
@@ -95,8 +107,17 @@ class Stored:
         before = self._rows[at - 1].item()[2] if at else 0
         ids = self.tokens[start:end]
         where = self._places[before:place].tobytes().decode()
+        if next(self._read) % RELEASED == 0:
+            self._release()
         example = self._held[index] = Example(ids[:prompt], ids[prompt:], row, where, weight)
         return example
+
+    def _release(self) -> None:
+        """Give mapped pages back, which come again when they are touched: else an epoch would leave the whole
+        set counted as this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for one in self._maps:
+                one.madvise(mmap.MADV_DONTNEED)
 
     def _row(self, index: int) -> tuple[Example, ...]:
         first = self._rows[index - 1].item()[1] if index else 0
@@ -105,11 +126,11 @@ class Stored:
 
 def open_stored(folder: Path) -> Stored:
     """Map a finished set. Raises OSError or ValueError when it is not whole."""
-    maps = []
+    buffers = []
     for name in FILES:
         with (folder / name).open("rb") as file:
-            maps.append(_mapped(file))
-    return _stored(maps)
+            buffers.append(_mapped(file))
+    return _stored(buffers)
 
 
 class Writer:
@@ -145,7 +166,7 @@ class Writer:
         assert self._last[1] == example.where, "a row has one place"
         self._tokens += [example.prompt_ids, example.completion_ids]
         self._end += example.tokens
-        self._waiting += max(1, example.tokens)
+        self._waiting += example.tokens + OVERHEAD
         self._examples.append((self._end, len(example.prompt_ids), self._row_count - 1, example.weight))
         self._example_count += 1
         self._rows[-1] = (example.row, self._example_count, self._place_end)
@@ -215,11 +236,9 @@ class _Column:
                 self._file.truncate(0)  # the disk is full, perhaps of this
             self.close()
 
-    def finished(self, *, sync: bool) -> np.ndarray:
+    def finished(self, *, sync: bool) -> mmap.mmap | bytearray:
         if self._file is None:
-            kept = np.frombuffer(self._memory, np.uint8) if self._memory else np.empty(0, np.uint8)
-            kept.flags.writeable = False
-            return kept
+            return self._memory
         if sync:
             os.fsync(self._file.fileno())
         return _mapped(self._file)
@@ -230,15 +249,19 @@ class _Column:
             self._file = None
 
 
-def _mapped(file: BinaryIO) -> np.ndarray:
+def _mapped(file: BinaryIO) -> mmap.mmap | bytearray:
     if os.fstat(file.fileno()).st_size == 0:
-        return np.empty(0, np.uint8)
-    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        return bytearray()  # an empty file cannot be mapped
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _stored(maps: Sequence[np.ndarray]) -> Stored:
-    tokens, examples, rows = (raw.view(kind) for raw, kind in zip(maps, (TOKEN, EXAMPLE, ROW), strict=False))
+def _stored(buffers: Sequence[mmap.mmap | bytearray]) -> Stored:
+    raw = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
+    for array in raw:
+        array.flags.writeable = False
+    tokens, examples, rows = (one.view(kind) for one, kind in zip(raw, (TOKEN, EXAMPLE, ROW), strict=False))
     ends = (examples[-1]["end"], rows[-1]["end"], rows[-1]["place"]) if len(rows) and len(examples) else 0
-    if ends != (len(tokens), len(examples), len(maps[3])):
+    if ends != (len(tokens), len(examples), len(raw[3])):
         raise ValueError("the files of examples do not belong together")
-    return Stored(tokens, examples, rows, maps[3])
+    maps = tuple(buffer for buffer in buffers if isinstance(buffer, mmap.mmap))
+    return Stored(tokens, examples, rows, raw[3], maps)
