@@ -7,7 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,24 @@ import transformers as tf
 
 from surefoot.cli import main
 from surefoot.config import SFTConfig
+from surefoot.data.cache import cache_folder
 from surefoot.model.load import Loaded, load
 from tests import templates, toys
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own: nothing an earlier run remembered decides, nothing of theirs is left.
+    The unpacked model is shared: that takes long."""
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    home = tmp_path_factory.mktemp("cache")
+    (home / "surefoot").mkdir()
+    (home / "surefoot" / "models").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield
+
 
 QUESTIONS = (
     ("What is the capital of France?", "Paris."),

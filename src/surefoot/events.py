@@ -41,6 +41,8 @@ class StartEvent(Event):
     total_steps: int
     steps_per_epoch: int
     resumed: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What was checked and planned for this model on this machine, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,9 @@ class EndEvent(Event):
     """finished, stopped early, or interrupted."""
     train_runtime_seconds: float
     train_loss: float
+    peak_memory_bytes: int
+    """The most the process held (on CUDA: tensors on the GPU), from its start."""
+    predicted_peak_memory_bytes: int
 
 
 Listener = Callable[[Event], None]

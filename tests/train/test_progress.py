@@ -11,16 +11,23 @@ from surefoot.train.progress import ProgressBar
 
 STEP = StepEvent(
     step=2, epoch=1.0, loss=0.25, learning_rate=1e-4, grad_norm=1.0, clip_factor=1.0, token_accuracy=0.5,
-    entropy=0.1, tokens=70, supervised=7, num_tokens=140, micro_batches=1, step_seconds=0.1,
+    entropy=0.1, tokens=70, supervised=7, num_tokens=140, slots=60, micro_batches=1, step_seconds=0.1,
     tokens_per_second=1234.0, examples=[],
 )  # fmt: skip
 EVENTS: list[Event] = [
-    StartEvent(step=0, total_steps=2, steps_per_epoch=2),
+    StartEvent(step=0, total_steps=2, steps_per_epoch=2, notes=["checked on [3] rows"]),
     WatchEvent(step=0, prompt="?", p={"Sacramento": 0.0188, "[bold]": 0.5}),
     STEP,
     EvalEvent(step=2, name="eval", metrics={"eval_loss": 0.5}, best=True, eval_seconds=1.0),
     SampleEvent(step=2, where="a.jsonl:1", prompt="?", answer="Denver", want="Denver"),
-    EndEvent(step=2, reason="finished", train_runtime_seconds=1.0, train_loss=0.25),
+    EndEvent(
+        step=2,
+        reason="finished",
+        train_runtime_seconds=1.0,
+        train_loss=0.25,
+        peak_memory_bytes=3_400_000_000,
+        predicted_peak_memory_bytes=3_600_000_000,
+    ),
 ]
 
 
@@ -44,8 +51,10 @@ def test_elsewhere_there_are_plain_lines_and_no_bar() -> None:
     assert "\x1b" not in said
     assert "\r" not in said
     assert said.splitlines() == [
+        "checked on [3] rows",
         "step 0 of 2:  p(Sacramento) 0.0188  p([bold]) 0.5000",
         "step 2 of 2:  loss 0.2500  lr 1.00e-04  1,234 tokens/s",
         "step 2 of 2:  eval_loss 0.5  (best so far)",
         "step 2 of 2:  a.jsonl:1 ✓ 'Denver'",
+        "peak of memory 3.4 GB (predicted 3.6 GB)",
     ]

@@ -244,9 +244,21 @@ def test_an_unknown_reporter_is_an_error_before_training(tmp_path: Path) -> None
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path: Path) -> None:
     net = tiny.model("llama", torch.float32)
     one = trainer(tmp_path, net)
-    with torch.no_grad():
-        net.model.norm.weight.fill_(float("nan"))
+
+    class Breaks(TrainerCallback):
+        def on_train_begin(self, *_: object, **__: object) -> None:
+            net.model.norm.weight.data.fill_(float("nan"))
+
+    one.add_callback(Breaks)
     with pytest.raises(NotFinite, match=r"step 1: .*nothing was updated. Rows: dataset\[\d\]"):
+        one.train()
+
+
+def test_a_model_that_is_broken_is_refused_before_any_training(tmp_path: Path) -> None:
+    net = tiny.model("llama", torch.float32)
+    one = trainer(tmp_path, net)
+    net.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"dataset\[\d\].*: the model's own loss is nan"):
         one.train()
 
 

@@ -29,7 +29,7 @@ from surefoot.events import (
     WatchEvent,
 )
 from surefoot.model.network import Network
-from surefoot.train import checkpoint
+from surefoot.train import checkpoint, hardware
 from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match, probabilities, tokenise_watch
 from surefoot.train.optim import Optimizers
@@ -103,6 +103,7 @@ class Between:
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
         self.bar = None if args.disable_tqdm else ProgressBar()
         self.enough = False
+        self.predicted_peak_bytes = 0
         callbacks.handler.optimizer = optimizers.parts[0]
 
     def emit(self, event: Event) -> None:
@@ -341,6 +342,8 @@ class Between:
                 reason=reason,
                 train_runtime_seconds=seconds,
                 train_loss=metrics["train_loss"],
+                peak_memory_bytes=hardware.peak_bytes(self.network.device),
+                predicted_peak_memory_bytes=self.predicted_peak_bytes,
             )
         )
         return metrics

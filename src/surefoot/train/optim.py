@@ -45,6 +45,15 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def state_bytes(self) -> int:
+        """Bytes of the state that there will be once every weight has had an update."""
+        return sum(
+            _copies(part, group) * weight.nbytes
+            for part in self.parts
+            for group in part.param_groups
+            for weight in group["params"]
+        )
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and plain values of the state, keyed by `parameter name / key`."""
         tensors, plain = {}, {}
@@ -76,6 +85,16 @@ class Optimizers:
             for parameter, state in part.state.items():
                 for key, value in state.items():
                     yield parameter, key, value
+
+
+def _copies(part: Optimizer, group: dict[str, Any]) -> int:
+    """Numbers that an optimizer keeps for each weight; two for one that is not known."""
+    if isinstance(part, torch.optim.Muon):
+        return 1
+    if isinstance(part, torch.optim.SGD):
+        return int(bool(group["momentum"]))
+    factored = type(part).__name__ == "Adafactor"  # a row and a column of each matrix
+    return int(group.get("beta1") is not None) if factored else 2
 
 
 def build(model: torch.nn.Module, args: SFTConfig) -> Optimizers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,6 +24,14 @@ PAUSE = 10.0
 """Seconds between two lines about steps where there is no terminal for a bar."""
 
 
+@contextmanager
+def working(on: str) -> Iterator[None]:
+    """Says on a terminal what takes a moment, and takes it away again."""
+    console = Console(stderr=True)
+    with console.status(on) if console.is_terminal else nullcontext():
+        yield
+
+
 class ProgressBar:
     """Listens to a run's events and tells of them on stderr."""
 
@@ -34,6 +44,8 @@ class ProgressBar:
     def __call__(self, event: Event) -> None:
         if isinstance(event, StartEvent):
             self._total = event.total_steps
+            for note in event.notes:
+                self.console.print(note, markup=False, soft_wrap=True)
             self._start(event)
         elif isinstance(event, StepEvent):
             self._step(event)
@@ -49,6 +61,8 @@ class ProgressBar:
             self._say(event, f"note: {event.message}")
         elif isinstance(event, EndEvent):
             self.close()
+            peak, predicted = event.peak_memory_bytes / 1e9, event.predicted_peak_memory_bytes / 1e9
+            self.console.print(f"peak of memory {peak:.1f} GB (predicted {predicted:.1f} GB)")
 
     def _start(self, event: StartEvent) -> None:
         if not self.console.is_terminal:

@@ -84,9 +84,6 @@ def prepare_model(
         model = adapt(model, peft_config or lora_config(args))
     model.to(place)
     product_dtype = _set_precision(model, args.precision, place)
-    if args.gradient_checkpointing:
-        unwrapped(model).activation_checkpointing_enable({"use_reentrant": False})
-        unwrapped(model).enable_input_require_grads()
     model.train()
     return Prepared(model, tokenizer, name, product_dtype, notes)
 

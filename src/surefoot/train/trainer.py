@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,11 @@ from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.interrupt import Interrupted, asked_to_stop
 from surefoot.train.optim import Optimizers, build, schedule
-from surefoot.train.setup import describe, open_data, prepare_model, prepare_network, read_data
+from surefoot.train.planner import Plan, choose
+from surefoot.train.progress import working
+from surefoot.train.recompute import checkpoint_layers
+from surefoot.train.selfcheck import quick
+from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
 from surefoot.train.step import Change, Losses, NotFinite, losses, update
 
 if TYPE_CHECKING:
@@ -99,8 +104,8 @@ class SFTTrainer:
         Returns Hugging Face's closing metrics. Raises Interrupted, after saving, on SIGINT or SIGTERM, and
         NotFinite before an update that would destroy the weights.
         """
-        data, sampler, optimizers, total_steps = self._plan()
-        between = self._begin(resume_from_checkpoint, optimizers, sampler, total_steps)
+        data, sampler, optimizers, total_steps = self._prepare()
+        between = self._begin(resume_from_checkpoint, data, optimizers, sampler, total_steps)
         first, run_started = self.progress.step, time.perf_counter()
         with asked_to_stop() as stop, between.listening():
             for epoch in sampler.epochs(first, total_steps):
@@ -137,7 +142,7 @@ class SFTTrainer:
         self._rounding_unknown &= change.learning_rate == 0
         return change
 
-    def _plan(self) -> tuple[Dataset, Sampler, Optimizers, int]:
+    def _prepare(self) -> tuple[Dataset, Sampler, Optimizers, int]:
         args, data = self.args, self.train_data
         if data is None:
             raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
@@ -162,10 +167,31 @@ class SFTTrainer:
         elif step > 0:
             self._own_scheduler.step()
 
+    def _plan(self, data: Dataset, optimizers: Optimizers, total_steps: int, resumed: bool) -> Plan:
+        """Choose how steps go through memory; a resumed run keeps the budget that it began with."""
+        args, state_bytes = self.args, optimizers.state_bytes()
+        if resumed:
+            args = args.model_copy(update={"micro_batch_tokens": self.progress.micro_batch_tokens})
+            state_bytes = 0  # it is there already
+        longest = int(data.lengths.max())
+        with working("planning micro-batches"):
+            plan = choose(self.network, data.examples, args, state_bytes, total_steps, longest)
+        checkpoint_layers(self.model, plan.checkpointed_layers)
+        self.progress.micro_batch_tokens = plan.micro_batch_tokens
+        return plan
+
     def _begin(
-        self, resume: bool | str | None, optimizers: Optimizers, sampler: Sampler, total_steps: int
+        self,
+        resume: bool | str | None,
+        data: Dataset,
+        optimizers: Optimizers,
+        sampler: Sampler,
+        total_steps: int,
     ) -> Between:
-        """Claim the run folder, or go on where its newest checkpoint stands."""
+        """Prove the fast path, claim the run folder or go on where its newest checkpoint stands, and plan."""
+        with working("checking the fast path on some rows"):
+            self.verdict = quick(self.network, data.examples[:LOOKED_AT], self.args)
+        self.network = self.verdict.network
         resume = self.args.resume_from_checkpoint if resume is None else resume
         between = Between(
             run=self.run,
@@ -179,16 +205,19 @@ class SFTTrainer:
             total_steps=total_steps,
             steps_per_epoch=sampler.steps_per_epoch,
         )
+        if resume:
+            self.progress = between.resume(resume)
+        else:
+            self.run.claim(self.args.overwrite_output_dir)
+        plan = self._plan(data, optimizers, total_steps, resumed=bool(resume))
+        between.progress = self.progress
+        between.predicted_peak_bytes = plan.predicted_peak_bytes
         content = describe(self.prepared, self.network, self.args, self.progress.micro_batch_tokens)
         content["data"] = {
             name: {"fingerprint": data.fingerprint, "ledger": data.ledger.to_dict()}
             for name, data in self._named()
         }
-        content["total_steps"] = total_steps
-        if resume:
-            self.progress = between.resume(resume)
-        else:
-            self.run.claim(self.args.overwrite_output_dir)
+        content |= {"total_steps": total_steps, "check": self.verdict.to_dict(), "plan": asdict(plan)}
         self.run.write_config(content)
         between.start(
             StartEvent(
@@ -196,6 +225,7 @@ class SFTTrainer:
                 total_steps=total_steps,
                 steps_per_epoch=sampler.steps_per_epoch,
                 resumed=bool(resume),
+                notes=[self.verdict.line, *self.verdict.refused, *plan.reasons],
             )
         )
         return between
@@ -239,6 +269,8 @@ class SFTTrainer:
         """What became of the rows, in words."""
         for _, data in self._named():
             yield from data.ledger.lines()
+            if data.from_cache:
+                yield f"{data.ledger.source}: unchanged, so its tokens come from an earlier run"
 
     def notes(self) -> list[str]:
         """What had to be decided for this model, in words."""
