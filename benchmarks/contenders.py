@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -279,6 +280,11 @@ def launch(command: Sequence[str], log: Path, extra: Mapping[str, str], device: 
     elif process.returncode:
         problem = f"ended with status {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}"
     return Finished(started, used.ru_maxrss * 1024, problem)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this program as Ctrl-C does: the run it has started ends too, and its files are removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _resident(pid: int) -> int:

@@ -267,4 +267,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    contenders.end_on_sigterm()
     sys.exit(main())

@@ -247,4 +247,5 @@ def report(
 
 
 if __name__ == "__main__":
+    contenders.end_on_sigterm()
     sys.exit(main())
