@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.overrides import TorchFunctionMode
 
 from surefoot.data.rows import Example
+from surefoot.model.network import Network
+from surefoot.train.step import losses
 
 VOCABULARY = 97
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -26,9 +31,9 @@ _COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-_OPT = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-_GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+_IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_OPT: dict[str, Any] = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+_GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
 
 CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "llama": lambda: tf.LlamaConfig(**_COMMON),
@@ -65,18 +70,99 @@ CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 }
 
 
-def model(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tf.PreTrainedModel:
-    """A tiny model with random weights large enough that every path through it matters."""
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
+_ROPE = {"rope_theta": 10_000.0}
+
+FURTHER: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "mixtral": lambda: tf.MixtralConfig(**_COMMON, **_EXPERTS, num_local_experts=4),
+    "qwen2_moe_window": lambda: tf.Qwen2MoeConfig(
+        **_COMMON,
+        **_EXPERTS,
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+    ),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(**_COMMON, **_EXPERTS, num_experts=4, moe_intermediate_size=16),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **_COMMON,
+        **_EXPERTS,
+        num_local_experts=4,
+        sliding_window=8,
+        rope_parameters={**_ROPE, "rope_type": "default"},
+    ),
+    "gpt_neox": lambda: tf.GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        **_IDS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    ),
+    "phi": lambda: tf.PhiConfig(**_COMMON),
+    "smollm3": lambda: tf.SmolLM3Config(**_COMMON, no_rope_layers=[1, 0, 1]),
+    "exaone4": lambda: tf.Exaone4Config(**_COMMON, sliding_window=8, sliding_window_pattern=3),
+    "olmo3": lambda: tf.Olmo3Config(**_COMMON, sliding_window=8),
+    "mamba": lambda: tf.MambaConfig(
+        vocab_size=VOCABULARY, **_IDS, hidden_size=32, num_hidden_layers=2, state_size=4
+    ),
+    "gptj": lambda: tf.GPTJConfig(
+        vocab_size=VOCABULARY,
+        **_IDS,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=4,
+        n_positions=128,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    ),
+    "stablelm": lambda: tf.StableLmConfig(**_COMMON),
+}
+"""Of these, only the step is tested: that it is exact, and by which way."""
+
+
+def model(
+    architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changed: Any
+) -> tf.PreTrainedModel:
+    """A tiny model with random weights large enough that every path through it matters.
+
+    `changed`: what the config says otherwise.
+    """
     torch.manual_seed(seed)
-    made = tf.AutoModelForCausalLM.from_config(CONFIGS[architecture]())
+    config = {**CONFIGS, **FURTHER}[architecture]()
+    for name, value in changed.items():
+        assert hasattr(config, name), name
+        setattr(config, name, value)
+    # The other ways to compute experts know no float64.
+    made = tf.AutoModelForCausalLM.from_config(config, experts_implementation="eager")
     with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim >= 2:
+        for name, parameter in made.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_()
+            elif parameter.ndim >= 2:
                 parameter.mul_(4)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     made.generation_config.eos_token_id = 2
     return made.to(dtype)
+
+
+class InDouble(TorchFunctionMode):
+    """While open, whoever asks for float32 by name gets float64: norms, softmax and rotary embeddings inside
+    Hugging Face's models are as exact as the rest, and what differs by more than 1e-12 is another computation."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def doubled(x: Any) -> Any:
+            return torch.float64 if x is torch.float32 else x
+
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        return func(*map(doubled, args), **{name: doubled(value) for name, value in (kwargs or {}).items()})
 
 
 def tokenizer() -> tf.PreTrainedTokenizerFast:
@@ -137,14 +223,50 @@ def rows(of: Sequence[Example]) -> list[dict[str, list[int]]]:
 
 def naive_loss(net: torch.nn.Module, of: Sequence[Example]) -> torch.Tensor:
     """The definition: each example alone, the model's own forward, full logits, cross-entropy; then one
-    division by the number of supervised tokens of the whole step. Adds the gradient example by example."""
-    count = sum(e.targets for e in of)
+    division by the sum of the supervised tokens' weights. Adds the gradient example by example."""
+    divisor = sum(e.weight * e.targets for e in of)
     total = torch.zeros((), dtype=torch.float64)
     for e in of:
         ids = torch.tensor([[*e.prompt_ids.tolist(), *e.completion_ids.tolist()]])
         logits = net(input_ids=ids).logits[0, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        loss = F.cross_entropy(logits[-e.targets :], ids[0, -e.targets :], reduction="sum") / count
+        loss = F.cross_entropy(logits[-e.targets :], ids[0, -e.targets :], reduction="sum")
+        loss = loss * (e.weight / divisor)
         loss.backward()
         total += loss.detach()
     return total
+
+
+def gradient(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What has been added up for each weight, taken off the model."""
+    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    for parameter in net.parameters():
+        parameter.grad = None
+    return found
+
+
+def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float) -> None:
+    """The relative error of each tensor is at most `tolerance`, and there is one for the same weights."""
+    assert got.keys() == want.keys()
+    whole = torch.stack([tensor.norm() for tensor in want.values()]).norm()
+    for name, tensor in want.items():
+        # A tensor whose true gradient is zero (a key's bias under softmax) is measured against the whole.
+        scale = tensor.norm() if tensor.norm() > 1e-6 * whole else whole
+        error = ((got[name] - tensor).norm() / scale).item()
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+def assert_exact(network: Network, of: Sequence[Example], budgets: Sequence[int]) -> None:
+    """Split by any of `budgets`, loss, each example's loss and every weight's gradient are those of the examples
+    alone, but for float64's rounding."""
+    total = sum(e.weight * e.targets for e in of)
+    with InDouble():
+        loss = naive_loss(network.model, of).item()
+        want = gradient(network.model)
+        for budget in budgets:
+            found = losses(network, of, budget, backprop=True)
+            assert_same(gradient(network.model), want, 1e-10)
+            assert math.isclose(found.loss, loss, rel_tol=1e-12)
+            parts = [e.weight * part.loss for e, part in zip(of, found.examples, strict=True)]
+            assert math.isclose(sum(parts), loss * total, rel_tol=1e-12)
+            assert [part.tokens for part in found.examples] == [e.targets for e in of]
