@@ -132,9 +132,10 @@ def train(surefoot: Surefoot, tiny_folder: Path, tmp_path: Path) -> Callable[...
     def run(*flags: object) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], dict[str, Any]]:
         out = tmp_path / f"run{next(count)}"
         where = ("--model_name_or_path", tiny_folder, "--dataset_name", "rows.jsonl", "--output_dir", out)
-        how = "--optim sgd --learning_rate 0.2 --max_grad_norm 0 --lr_scheduler_type constant".split()
+        how = ("--optim", "sgd", "--learning_rate", 0.2, "--lr_scheduler_type", "constant")
         quiet = ("--use_cpu", "--precision", "fp32", "--save_strategy", "no", "--disable_tqdm")
-        said = surefoot("train", *where, *how, *quiet, "--num_train_epochs", 1, *flags)
+        once = ("--num_train_epochs", 1, "--max_grad_norm", 0)
+        said = surefoot("train", *where, *how, *quiet, *once, *flags)
         assert said.status == 0, said.err
         assert "dropped: 2 ×" in said.err and "rows.jsonl:1, rows.jsonl:26" in said.err
         events = map(json.loads, (out / "events.jsonl").read_text().splitlines())
