@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,16 @@ def test_products_of_many_shapes_do_not_fill_the_memory() -> None:
     env = {k: v for k, v in os.environ.items() if k != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
     said = subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True)
     assert said.stdout.split() == ["7", str(hardware.PRODUCT_CACHE)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_a_kept_heap_can_be_given_back() -> None:
+    code = (
+        "import torch; from surefoot.train import hardware; hardware.keep_heap(); cpu = torch.device('cpu')\n"
+        "before = hardware.held_bytes(cpu)\n"
+        "blocks = [torch.ones(1 << 20) for _ in range(100)]; last = torch.ones(9); del blocks\n"
+        "kept = hardware.held_bytes(cpu) - before; hardware.give_back_heap()\n"
+        "left = hardware.held_bytes(cpu) - before\n"
+        "assert kept > 350 << 20 and left < 40 << 20, (kept, left)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

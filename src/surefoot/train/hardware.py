@@ -56,6 +56,12 @@ def keep_heap() -> bool:
     return all(libc.mallopt(parameter, value) == 1 for parameter, value in wishes)
 
 
+def give_back_heap() -> None:
+    """Give what the process has freed back to the machine, once, so that `held_bytes` is what it needs."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def forget_shapes() -> None:
     """Let oneDNN keep the code of `PRODUCT_CACHE` bf16 products instead of 1,024 in each of two caches.
 

@@ -117,6 +117,8 @@ def choose(
     device, layers = network.device, len(decoder_layers(network.model))
     trained = sum(p.nbytes for p in network.model.parameters() if p.requires_grad)
     work = _look(network, examples, args, longest)
+    if device.type == "cpu":
+        hardware.give_back_heap()  # what an earlier run or the loading of the model left would count twice
     memory = _Memory(
         held=hardware.held_bytes(device),
         free=hardware.free_bytes(device),
