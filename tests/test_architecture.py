@@ -19,7 +19,7 @@ ORDER = [
     ["data.render"],
     ["data.cache"],
     ["data.dataset", "data.forest", "data.sampler"],
-    ["model.loss", "model.tiles"],
+    ["model.loss", "model.tiles", "model.lora"],
     ["model.tiled"],
     ["model.attention"],
     ["model.network"],

@@ -20,10 +20,13 @@ from transformers import PreTrainedModel
 from surefoot.data.forest import Forest, plan, plant, slots
 from surefoot.data.rows import Example
 from surefoot.model.attention import CannotAttend, attending_forests
+from surefoot.model.lora import fast_adapters
 from surefoot.model.loss import Head, TargetStats, naive_loss, naive_stats, target_loss
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """Relative difference of logits that rounding explains, by the weights' type; 1e-5 in fp32 and float64."""
+BRIEF = 64
+"""Tokens that an example is cut to for `look_at`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Network:
             if self.product_dtype is not None:
                 # An outer autocast keeps the bf16 copies of the weights for all micro-batches of the step.
                 stack.enter_context(torch.autocast(self.device.type, self.product_dtype))
+            stack.enter_context(fast_adapters(self.model, self.product_dtype))
             yield
 
     def plan(self, examples: Sequence[Example], budget: int) -> list[list[Example]]:
@@ -211,10 +215,10 @@ def _choose(network: Network, told: Sequence[Example], tolerance: float) -> Netw
 
 
 def _telling(core: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
-    """Two short examples, two that part from the first in its completion and at its end, and the shortest one
-    beyond the sliding window if there is one."""
+    """Two short examples, two that part from the first in its completion and at its end, and one beyond the
+    sliding window if there is any; long ones cut, for their logits are wanted in full precision."""
     by_length = sorted(examples, key=slots)
-    first, second = (by_length * 2)[:2]
+    first, second = (_cut(example, BRIEF) for example in (by_length * 2)[:2])
     whole = np.append(first.prompt_ids, first.completion_ids)
     middle = len(first.prompt_ids) + len(first.completion_ids) // 2
     parting = [
@@ -223,5 +227,14 @@ def _telling(core: PreTrainedModel, examples: Sequence[Example]) -> list[Example
     chosen = [first, second, *(e for e in parting if e.targets)]
     window = getattr(core.config.get_text_config(), "sliding_window", None)
     if window:
-        chosen += [example for example in by_length if slots(example) > window][:1]
+        beyond = [example for example in by_length if slots(example) > window][:1]
+        chosen += [_cut(example, window + BRIEF) for example in beyond]
     return chosen
+
+
+def _cut(example: Example, tokens: int) -> Example:
+    """At most `tokens` tokens of an example, from the beginning of its prompt and of its completion."""
+    completion_ids = example.completion_ids[: max(tokens // 2, tokens - len(example.prompt_ids))]
+    return replace(
+        example, prompt_ids=example.prompt_ids[: tokens - len(completion_ids)], completion_ids=completion_ids
+    )
