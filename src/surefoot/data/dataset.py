@@ -54,6 +54,11 @@ class Dataset:
         """int32 [examples]: tokens of each example, without reading any."""
         return self.stored.lengths
 
+    def some(self, most: int) -> list[Example]:
+        """At most `most` examples: the first ones, and the longest of all."""
+        longest = int(self.lengths.argmax())
+        return [*self.examples[: most - 1], *([self.examples[longest]] if longest >= most - 1 else [])]
+
     def of_rows(self, rows: Sequence[int]) -> list[Example]:
         """All examples of the given rows, in that order."""
         of = self.rows

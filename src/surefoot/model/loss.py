@@ -86,7 +86,8 @@ def target_loss(
 
     Returns the loss (a scalar with a gradient) and the per-target statistics.
     """
-    grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad)
+    sources = (hidden_ND, head.weight_VD, head.bias_V)
+    grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources)
     chunk = chunk or max(64, CHUNK_ELEMENTS // len(head.weight_VD))
     loss, nll_N, correct_N, entropy_N = _TargetLoss.apply(
         hidden_ND, head.weight_VD, head.bias_V, head, label_N, weight_N, product_dtype, chunk, grad
@@ -119,7 +120,7 @@ class _TargetLoss(torch.autograd.Function):
             nll_N = torch.empty(len(label_N), dtype=exact, device=label_N.device)
             correct_N = torch.empty(len(label_N), dtype=torch.bool, device=label_N.device)
             entropy_N = torch.empty_like(nll_N)
-            grad_hidden_ND = torch.empty_like(hidden_ND) if grad else None
+            grad_hidden_ND = torch.empty_like(hidden_ND) if grad and ctx.needs_input_grad[0] else None
             grad_weight_VD = torch.zeros_like(weight_VD) if grad and weight_VD.requires_grad else None
             grad_bias_V = (
                 torch.zeros_like(bias_V) if grad and bias_V is not None and bias_V.requires_grad else None

@@ -43,6 +43,9 @@ class Network:
     """All trees in one forward; else one forward a tree, with the model's own attention."""
     head: Head | None = None
     """None: the model computes its own logits, at the target slots only."""
+    border: int | None = None
+    """Rows of more positions get rotary embeddings of their own (longrope), so they share no micro-batch with
+    others."""
     reasons: tuple[str, ...] = ()
     """Why a slower path was taken."""
 
@@ -69,7 +72,10 @@ class Network:
 
     def plan(self, examples: Sequence[Example], budget: int) -> list[list[Example]]:
         """A step's micro-batches of at most `budget` slots."""
-        return plan(examples, budget, self.merged)
+        if self.border is None:
+            return plan(examples, budget, self.merged)
+        sides = ([e for e in examples if (slots(e) > self.border) == beyond] for beyond in (False, True))
+        return [batch for side in sides for batch in plan(side, budget, self.merged)]
 
     def plant(self, examples: Sequence[Example]) -> Forest:
         """The forest of a micro-batch, on the model's device."""
@@ -151,27 +157,58 @@ def look_at(
     told = _telling(core, examples)
     tolerance = max(TOLERANCE.get(p.dtype, 1e-5) for p in model.parameters())
     noisy = _noise(model) if share_prefixes else None
-    merged = share_prefixes and not noisy
+    rope = _rope(core)
+    start = Network(
+        model,
+        merged=share_prefixes and not noisy,
+        packed="dynamic" not in rope,
+        head=head_of(core),
+        border=rope.get("longrope"),
+    )
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            network = _choose(Network(model, merged=merged, head=head_of(core)), told, tolerance)
+            network = _choose(start, told, tolerance)
     finally:
         model.train(training)
     reasons = network.reasons
-    if noisy and network.packed:
+    if not start.packed:
+        reasons += (
+            "rows run one at a time: how positions are embedded depends on the longest row (dynamic rope)",
+        )
+    elif noisy and network.packed:
         reasons += (f"prefixes are not shared: {noisy} must fall on each example alone",)
+    if getattr(core.config.get_text_config(), "output_router_logits", False):
+        reasons += (
+            "the config's router balance loss (output_router_logits) is not added: cross-entropy alone",
+        )
     return replace(network, product_dtype=product_dtype, reasons=reasons)
 
 
 def _noise(model: torch.nn.Module) -> str | None:
     """Why what is computed for a slot depends on more than its path when training, as far as can be told."""
-    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    rates += [getattr(m, "attention_dropout", 0.0) for m in model.modules()]
-    if any(isinstance(rate, float) and rate > 0 for rate in rates):
-        return "dropout"
+    for module in model.modules():
+        of_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+        rates = {"dropout": module.p} if of_dropout else vars(module)
+        for name, rate in rates.items():
+            if isinstance(rate, float) and rate > 0 and ("drop" in name or "jitter" in name):
+                return "jitter" if "jitter" in name else "dropout"
     return None
+
+
+def _rope(core: PreTrainedModel) -> dict[str, int]:
+    """Kinds of rotary embeddings that look at the longest row of a micro-batch: from how many positions on."""
+    config = core.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    found = {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") in ("longrope", "dynamic"):
+            original = part.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            found[part["rope_type"]] = original or config.max_position_embeddings
+    return found
 
 
 def _choose(network: Network, told: Sequence[Example], tolerance: float) -> Network:
@@ -188,7 +225,7 @@ def _choose(network: Network, told: Sequence[Example], tolerance: float) -> Netw
         (False, False, ""),
     )
     for merged, packed, otherwise in ways:
-        if merged and not network.merged:
+        if merged > network.merged or packed > network.packed:
             continue
         tried = replace(network, merged=merged, packed=packed)
         forest = tried.plant(told)
@@ -200,7 +237,10 @@ def _choose(network: Network, told: Sequence[Example], tolerance: float) -> Netw
             continue
         except Exception as error:  # whatever it is, the model's own forward has just worked without
             if not packed:
-                raise
+                reasons += [
+                    f"its hidden states are not to be had ({error}): the model computes its own logits"
+                ]
+                break
             reasons = [f"{otherwise}: the model does not take forests ({error})"]
             continue
         off = ((fast_NV - own_NV).norm() / own_NV.norm()).item()
@@ -220,11 +260,15 @@ def _telling(core: PreTrainedModel, examples: Sequence[Example]) -> list[Example
     by_length = sorted(examples, key=slots)
     first, second = (_cut(example, BRIEF) for example in (by_length * 2)[:2])
     whole = np.append(first.prompt_ids, first.completion_ids)
-    middle = len(first.prompt_ids) + len(first.completion_ids) // 2
-    parting = [
-        Example(whole[:at], second.completion_ids, first.row, first.where) for at in (middle, len(whole))
-    ]
-    chosen = [first, second, *(e for e in parting if e.targets)]
+    middle = max(1, len(first.prompt_ids) + len(first.completion_ids) // 2)
+
+    def turned(prompt: np.ndarray, after: int) -> Example:
+        """Goes on with another token than `after`, so that it has a slot of its own whatever the rows are."""
+        token = (int(after) + 1) % embedding_rows(core)
+        return Example(prompt, np.append([token], second.completion_ids), first.row, first.where)
+
+    parting = [turned(whole[:at], whole[min(at, len(whole) - 1)]) for at in (middle, len(whole))]
+    chosen = [first, second, *parting, turned(whole[:0], whole[0])]
     window = getattr(core.config.get_text_config(), "sliding_window", None)
     if window:
         beyond = [example for example in by_length if slots(example) > window][:1]

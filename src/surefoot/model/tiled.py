@@ -184,7 +184,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_THD, key_TGD, value_TGD, sinks_H, *kept = ctx.saved_tensors
         plan: Layout = ctx.plan
-        groups = key_TGD.shape[1]
+        groups, (for_query, for_key, _) = key_TGD.shape[1], ctx.needs_input_grad[:3]
         d_out_THD = gradients[0].to(value_TGD.dtype)
         d_query: list[torch.Tensor] = []
         d_keys, d_values = _KeySum(key_TGD, plan), _KeySum(value_TGD, plan)
@@ -197,6 +197,8 @@ class _Tiled(torch.autograd.Function):
             if p is None:
                 p, slope, p_sink = _probabilities(query, key, block, groups, ctx.softcap, sinks_H)
             d_values.add(torch.bmm(p.transpose(1, 2), d_out), block)
+            if not (for_query or for_key or sinks_H is not None):
+                continue
             dp = torch.bmm(d_out, value.transpose(1, 2))
             if d_sinks_H is not None:
                 assert p_sink is not None
@@ -210,10 +212,12 @@ class _Tiled(torch.autograd.Function):
                 ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
                 ds = (ds * slope).to(p.dtype)
-            d_keys.add(torch.bmm(ds.transpose(1, 2), query), block)
-            d_query.append(_slots(torch.bmm(ds, key), block, groups))
-        d_query_THD = torch.cat(d_query).index_select(0, plan.place_T)
-        return d_query_THD, d_keys.total(), d_values.total(), d_sinks_H, None, None
+            if for_key:
+                d_keys.add(torch.bmm(ds.transpose(1, 2), query), block)
+            if for_query:
+                d_query.append(_slots(torch.bmm(ds, key), block, groups))
+        d_query_THD = torch.cat(d_query).index_select(0, plan.place_T) if for_query else None
+        return d_query_THD, d_keys.total() if for_key else None, d_values.total(), d_sinks_H, None, None
 
 
 def _drop_padding(d_out: torch.Tensor, block: Block) -> None:

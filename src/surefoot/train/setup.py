@@ -168,7 +168,7 @@ def prepare_network(prepared: Prepared, examples: Sequence[Example], args: SFTCo
     """The fastest exact way through this model, tried on these examples."""
     if prepared.model.device.type == "cpu":  # type: ignore[union-attr]
         hardware.keep_heap()
-    return look_at(prepared.model, examples[:LOOKED_AT], prepared.product_dtype, args.share_prefixes)
+    return look_at(prepared.model, examples, prepared.product_dtype, args.share_prefixes)
 
 
 def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int) -> dict[str, Any]:

@@ -163,7 +163,9 @@ def _drops(module: torch.nn.Module) -> bool:
     """Whether `module` itself draws dropout when it is in training mode, by its settings or its children's."""
     children = any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.children())
     own = isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0
-    named = any("drop" in k and isinstance(v, float) and v > 0 for k, v in vars(module).items())
+    named = any(
+        ("drop" in k or "jitter" in k) and isinstance(v, float) and v > 0 for k, v in vars(module).items()
+    )
     return own or children or named
 
 

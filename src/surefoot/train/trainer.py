@@ -87,7 +87,7 @@ class SFTTrainer:
         data = [part for _, part in self._named()]
         ends = dict.fromkeys(end for part in data for end in part.ledger.turn_ends)
         self.prepared.notes.extend(stop_at(self.model, self.processing_class, ends))
-        self.network = prepare_network(self.prepared, data[0].examples, self.args)
+        self.network = prepare_network(self.prepared, data[0].some(LOOKED_AT), self.args)
         self.progress = Progress(
             micro_batch_tokens=args.micro_batch_tokens or hardware.micro_batch_tokens(self.network.device)
         )
@@ -190,7 +190,7 @@ class SFTTrainer:
     ) -> Between:
         """Prove the fast path, claim the run folder or go on where its newest checkpoint stands, and plan."""
         with working("checking the fast path on some rows"):
-            self.verdict = quick(self.network, data.examples[:LOOKED_AT], self.args)
+            self.verdict = quick(self.network, data.some(LOOKED_AT), self.args)
         self.network = self.verdict.network
         resume = self.args.resume_from_checkpoint if resume is None else resume
         between = Between(
