@@ -6,9 +6,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported
 # Threads of one process wait for each other by spinning; those of two on the same cores, for many times as long.
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if workers > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+os.environ["OMP_NUM_THREADS"] = os.environ.get(
+    "OMP_NUM_THREADS",
+    str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))),
+)
 
 import json
 from collections.abc import Callable, Iterator, Sequence

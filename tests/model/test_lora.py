@@ -69,6 +69,7 @@ def test_a_frozen_weight_that_was_changed_is_rounded_anew() -> None:
         assert (net(input_ids=IDS).logits - before).abs().max() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
 @pytest.mark.parametrize(
     "options", [{"lora_dropout": 0.2}, {"use_dora": True}, {"lora_bias": True}], ids=lambda o: next(iter(o))
 )
