@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 
 CHUNK_ELEMENTS = 1 << 26
 """Logits held at once: 1,365 targets of a vocabulary of 49,152, 256 MB in fp32."""
+CACHED_ELEMENTS = 1 << 21
+"""Logits that go through softmax together on a CPU: 8 MB in fp32, so that its passes stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,37 @@ class _TargetLoss(torch.autograd.Function):
             correct_N = torch.empty(len(label_N), dtype=torch.bool, device=label_N.device)
             entropy_N = torch.empty_like(nll_N)
             grad_hidden_ND = torch.empty_like(hidden_ND) if grad and ctx.needs_input_grad[0] else None
-            grad_weight_VD = torch.zeros_like(weight_VD) if grad and weight_VD.requires_grad else None
+            grad_weight_VD = None
             grad_bias_V = (
                 torch.zeros_like(bias_V) if grad and bias_V is not None and bias_V.requires_grad else None
             )
             for start in range(0, len(label_N), chunk):
                 part = slice(start, start + chunk)
-                error_CV, nll_N[part], correct_N[part], entropy_N[part] = _error(
-                    h_ND[part], w_VD, bias_V, head, label_N[part], weight_N[part], exact, grad
-                )
-                if grad_bias_V is not None:
-                    grad_bias_V += error_CV.sum(0).to(grad_bias_V.dtype)
-                error_CV = error_CV.to(product) if grad else error_CV
+                z_CV = h_ND[part] @ w_VD.T
+                rows = max(1, CACHED_ELEMENTS // len(w_VD)) if z_CV.device.type == "cpu" else chunk
+                for first in range(start, min(start + chunk, len(label_N)), rows):
+                    few = slice(first, min(first + rows, start + chunk))
+                    error_CV, nll_N[few], correct_N[few], entropy_N[few] = _error(
+                        z_CV[few.start - start : few.stop - start],
+                        bias_V,
+                        head,
+                        label_N[few],
+                        weight_N[few],
+                        exact,
+                        grad,
+                    )
+                    if grad_bias_V is not None:
+                        grad_bias_V += error_CV.sum(0).to(grad_bias_V.dtype)
+                    if grad:
+                        z_CV[few.start - start : few.stop - start] = error_CV
                 if grad_hidden_ND is not None:
-                    grad_hidden_ND[part] = error_CV @ w_VD
-                if grad_weight_VD is not None:
-                    grad_weight_VD += error_CV.T @ h_ND[part]
+                    grad_hidden_ND[part] = z_CV @ w_VD
+                if grad and weight_VD.requires_grad:
+                    of_part_VD = z_CV.T @ h_ND[part]
+                    if grad_weight_VD is None:
+                        grad_weight_VD = of_part_VD.to(weight_VD.dtype)
+                    else:
+                        grad_weight_VD += of_part_VD
         ctx.gradients = grad_hidden_ND, grad_weight_VD, grad_bias_V
         ctx.mark_non_differentiable(nll_N, correct_N, entropy_N)
         return (nll_N * weight_N).sum(), nll_N, correct_N, entropy_N
@@ -152,8 +169,7 @@ class _TargetLoss(torch.autograd.Function):
 
 
 def _error(
-    h_CD: torch.Tensor,
-    w_VD: torch.Tensor,
+    z_CV: torch.Tensor,
     bias_V: torch.Tensor | None,
     head: Head,
     label_C: torch.Tensor,
@@ -161,8 +177,8 @@ def _error(
     exact: torch.dtype,
     grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """d loss / d (W h + b) [C, V], −log p [C], correct [C], entropy [C] of one chunk of targets."""
-    z_CV = (h_CD @ w_VD.T).to(exact)
+    """From products W h: d loss / d (W h + b) [C, V], −log p [C], correct [C], entropy [C]; may overwrite z_CV."""
+    z_CV = z_CV.to(exact)
     if bias_V is not None:
         z_CV += bias_V.to(exact)
     if head.scale != 1.0:
@@ -173,12 +189,15 @@ def _error(
     label_z_C = z_CV.gather(1, label_C1)[:, 0]
     top_C = z_CV.amax(-1)
     slope_CV = 1 - (z_CV / head.softcap).square() if grad and head.softcap is not None else None
-    lse_C = torch.logsumexp(z_CV, -1)
-    p_CV = (z_CV - lse_C[:, None]).exp_()
-    entropy_C = lse_C - torch.linalg.vecdot(p_CV, z_CV)
+    z_CV -= top_C[:, None]
+    p_CV = z_CV.exp()
+    sum_C = p_CV.sum(-1)
+    entropy_C = sum_C.log() - torch.linalg.vecdot(p_CV, z_CV) / sum_C
+    nll_C = sum_C.log() - (label_z_C - top_C)
     if grad:
-        p_CV.scatter_add_(1, label_C1, torch.full_like(label_C1, -1, dtype=exact))
-        p_CV *= weight_C[:, None] * head.scale
+        scale_C = weight_C * head.scale
+        p_CV *= (scale_C / sum_C)[:, None]
+        p_CV.scatter_add_(1, label_C1, -scale_C[:, None])
         if slope_CV is not None:
             p_CV *= slope_CV
-    return p_CV, lse_C - label_z_C, label_z_C == top_C, entropy_C
+    return p_CV, nll_C, label_z_C == top_C, entropy_C
