@@ -55,6 +55,21 @@ def test_honest_models_pass(architecture: str, weights: torch.dtype, products: t
         assert {c.level for c in verdict.comparisons} == levels
 
 
+def test_float32_noise_gives_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that nearly cancel leave a gradient that is all noise in float32: float64 has the last word."""
+    of_formula, asked = Budget.of_formula, []
+
+    def strict(dtype: torch.dtype, layers: int) -> Budget:
+        asked.append(dtype)
+        budget = of_formula(dtype, layers)
+        return budget if dtype == torch.float64 else replace(budget, gradient=1e-12)
+
+    monkeypatch.setattr(Budget, "of_formula", strict)
+    verdict = selfcheck.quick(fastest(tiny.model("llama", torch.float32)), family())
+    assert asked == [torch.float32, torch.float64]
+    assert verdict.exact and verdict.network.merged and verdict.refused == ()
+
+
 def test_pure_bf16_weights_pass_and_are_compared_with_float32() -> None:
     found = fastest(tiny.model("llama", torch.bfloat16), torch.bfloat16)
     verdict = selfcheck.quick(found, family())
