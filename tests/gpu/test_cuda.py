@@ -35,15 +35,17 @@ def test_a_float64_step_on_the_gpu_is_the_textbook_step(architecture: str, tmp_p
             assert ((p.detach().cpu() - before[name]) + 0.5 * other.grad).norm() <= 1e-6 * 0.5 * whole, name
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["varlen", "flex"])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3"])
-def test_varlen_attention_in_bf16_is_within_the_naive_paths_error(architecture: str) -> None:
-    of = tiny.examples(LENGTHS)
-    exact, naive, fast = (tiny.model(architecture, t) for t in (torch.float64, torch.float32, torch.float32))
+def test_attention_in_bf16_is_within_the_naive_paths_error(architecture: str, shared: bool) -> None:
+    of = tiny.family(7) if shared else tiny.examples(LENGTHS)
+    types = (torch.float64, torch.float32, torch.float32)
+    exact, naive, fast = (tiny.model(architecture, dtype, head_dim=16) for dtype in types)
     tiny.naive_loss(exact, of)
     with torch.autocast("cpu", torch.bfloat16):
         tiny.naive_loss(naive, of)
     fast.cuda()
-    losses(Network(fast, torch.bfloat16, head=head_of(fast)), of, 1000, backprop=True)
+    losses(Network(fast, torch.bfloat16, merged=shared, head=head_of(fast)), of, 1000, backprop=True)
 
     def off(net: torch.nn.Module) -> float:
         pairs = zip(net.parameters(), exact.parameters(), strict=True)

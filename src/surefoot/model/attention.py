@@ -25,6 +25,8 @@ from surefoot.data.forest import Forest
 from surefoot.model.tiled import Scores, tiled_attention
 
 NAME = "surefoot"
+FLEX_WIDTH = 16
+"""Narrowest head that FlexAttention takes."""
 
 
 class CannotAttend(Exception):  # noqa: N818
@@ -71,8 +73,10 @@ def forest_attention(
     if half and not dropout and s_aux is None and query.shape[-1] == value.shape[-1]:
         # Rotary embeddings in fp32 promote query and key; the kernels want the values' type.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        kernel = _flex if forest.branches or softcap is not None else _varlen
-        return kernel(query, key, value, forest, scores), None
+        if not forest.branches and softcap is None:
+            return _varlen(query, key, value, forest, scores), None
+        if query.shape[-1] >= FLEX_WIDTH:
+            return _flex(query, key, value, forest, scores), None
     query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
     return tiled_attention(query_THD, key_TGD, value_TGD, forest, scores, s_aux)[None], None
 
