@@ -209,7 +209,7 @@ class _Tiled(torch.autograd.Function):
                 d_sinks_H += d_sink.sum((0, 2)).to(d_sinks_H.dtype)
                 ds = (p.to(exact) * (dp.to(exact) - mean)).to(p.dtype)
             else:
-                ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+                ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
                 ds = (ds * slope).to(p.dtype)
             if for_key:
