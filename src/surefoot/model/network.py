@@ -156,7 +156,7 @@ def look_at(
     core = unwrapped(model)
     told = _telling(core, examples)
     tolerance = max(TOLERANCE.get(p.dtype, 1e-5) for p in model.parameters())
-    noisy = _noise(model) if share_prefixes else None
+    noisy = noise(model) if share_prefixes else None
     rope = _rope(core)
     start = Network(
         model,
@@ -186,14 +186,17 @@ def look_at(
     return replace(network, product_dtype=product_dtype, reasons=reasons)
 
 
-def _noise(model: torch.nn.Module) -> str | None:
-    """Why what is computed for a slot depends on more than its path when training, as far as can be told."""
-    for module in model.modules():
-        of_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
-        rates = {"dropout": module.p} if of_dropout else vars(module)
-        for name, rate in rates.items():
-            if isinstance(rate, float) and rate > 0 and ("drop" in name or "jitter" in name):
-                return "jitter" if "jitter" in name else "dropout"
+def noise(model: torch.nn.Module) -> str | None:
+    """What is random in `model` when it trains ("dropout", "jitter"), as far as its settings tell."""
+    return next((found for module in model.modules() if (found := own_noise(module))), None)
+
+
+def own_noise(module: torch.nn.Module) -> str | None:
+    """What `module` itself draws when it trains, its children apart."""
+    of_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    for name, rate in {"dropout": module.p}.items() if of_dropout else vars(module).items():
+        if isinstance(rate, float) and rate > 0 and ("drop" in name or "jitter" in name):
+            return "jitter" if "jitter" in name else "dropout"
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from surefoot.model.network import unwrapped
+from surefoot.model.network import noise, unwrapped
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -27,17 +27,6 @@ def checkpoint_layers(model: torch.nn.Module, count: int) -> None:
         raise ValueError(f"{count} of {len(layers)} layers cannot recompute their activations")
     for number, layer in enumerate(layers):
         # Copying the random state costs a device synchronisation for each layer: only if something draws.
-        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=has_dropout(layer))
+        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=noise(layer) is not None)
         layer.gradient_checkpointing = number < count  # type: ignore[assignment]
         layer._gradient_checkpointing_func = recompute  # type: ignore[assignment]
-
-
-def has_dropout(module: torch.nn.Module) -> bool:
-    """Whether anything in `module` draws random numbers in training, as far as its modules' settings tell."""
-    return any(
-        (isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0)
-        or any(
-            "drop" in name and isinstance(value, float) and value > 0 for name, value in vars(part).items()
-        )
-        for part in module.modules()
-    )

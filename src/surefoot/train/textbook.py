@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from surefoot.data.rows import Example
 from surefoot.model.loss import loss_dtype
-from surefoot.model.network import Network
+from surefoot.model.network import Network, own_noise
 from surefoot.train.step import losses
 
 FULL_LOGITS = 1 << 28
@@ -160,13 +160,8 @@ def undisturbed(network: Network) -> Iterator[bool]:
 
 
 def _drops(module: torch.nn.Module) -> bool:
-    """Whether `module` itself draws dropout when it is in training mode, by its settings or its children's."""
-    children = any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.children())
-    own = isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0
-    named = any(
-        ("drop" in k or "jitter" in k) and isinstance(v, float) and v > 0 for k, v in vars(module).items()
-    )
-    return own or children or named
+    """Whether `module` draws random numbers when it is in training mode, by itself or by its children."""
+    return any(own_noise(part) for part in (module, *module.children()))
 
 
 @contextmanager
