@@ -85,7 +85,7 @@ def _check(args: SFTConfig, rows: int) -> tuple[Verdict, str | None]:
     network = prepare_network(prepared, examples, args)
     refusal = None
     try:
-        network = quick(network, examples, args).network
+        network = quick(network, examples).network
     except UserError as error:
         refusal = str(error)
     return check(network, examples, rows), refusal

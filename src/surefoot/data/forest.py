@@ -90,8 +90,8 @@ def _by_prefix(sequences: Sequence[np.ndarray]) -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common prefix."""
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences begin with alike."""
     length = min(len(a), len(b))
     differ = a[:length] != b[:length]
     return int(differ.argmax()) if differ.any() else length
@@ -111,7 +111,7 @@ def plant(examples: Sequence[Example], merge: bool = False) -> Forest:
     before, start = np.empty(0, np.int64), 0
     for index in order:
         tokens, count = sequences[index], examples[index].targets
-        shared = _common(before, tokens) if merge else 0
+        shared = common_prefix(before, tokens) if merge else 0
         end[path[shared : len(before)]] = start  # these have seen their last descendant
         grown = start + len(tokens) - shared
         path[shared : len(tokens)] = np.arange(start, grown)
@@ -168,7 +168,7 @@ def _pieces(examples: Sequence[Example], budget: int, merge: bool) -> list[tuple
     before = np.empty(0, np.int64)
     for index in _by_prefix(sequences):
         tokens = sequences[index]
-        shared = _common(before, tokens)
+        shared = common_prefix(before, tokens)
         grown = len(tokens) - shared
         if shared and pieces[-1][0] + grown <= budget:
             pieces[-1] = (pieces[-1][0] + grown, [*pieces[-1][1], examples[index]])

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from surefoot.data.forest import slots
+from surefoot.data.forest import common_prefix, slots
 from surefoot.data.rows import Example
 
 BRIEF = 60
@@ -71,7 +71,7 @@ def brief_case(examples: Sequence[Example], window: int | None) -> Case:
         chosen.append(_one_token(apart))
     if sum(example.tokens for example in chosen) > BRIEF:
         third = BRIEF // len(chosen) // 3
-        shared = _common(first.prompt_ids, second.prompt_ids) if second is not None else third
+        shared = common_prefix(first.prompt_ids, second.prompt_ids) if second is not None else third
         chosen[:2] = [_cut(e, max(0, shared - third), shared + third, third) for e in chosen[:2]]
         chosen[2:] = [_tail(e, BRIEF // 3) for e in chosen[2:]]
     if window is not None and window <= BRIEF // 3:
@@ -87,19 +87,13 @@ def _sharing(by_length: Sequence[Example]) -> tuple[Example, Example | None]:
     best: tuple[Example, Example | None] = by_length[0], None
     longest = 0
     for a, b in pairwise(pool):
-        common = _common(a.prompt_ids, b.prompt_ids)
+        common = common_prefix(a.prompt_ids, b.prompt_ids)
         same = np.array_equal(a.prompt_ids, b.prompt_ids) and np.array_equal(
             a.completion_ids, b.completion_ids
         )
         if common > longest and not same:
             longest, best = common, (a, b)
     return best
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    length = min(len(a), len(b))
-    different = np.flatnonzero(a[:length] != b[:length])
-    return int(different[0]) if len(different) else length
 
 
 def _other_answer(example: Example, others: Sequence[Example]) -> Example | None:

@@ -91,7 +91,7 @@ class Verdict:
 # The two forms ---------------------------------------------------------------------------------------------
 
 
-def quick(network: Network, examples: Sequence[Example], args: Any = None) -> Verdict:
+def quick(network: Network, examples: Sequence[Example]) -> Verdict:
     """The short form, at the start of every run: a few short rows, cut to 60 tokens in all.
 
     It asks for the gradients of the embedded tokens, of all 1-D weights (norms, biases), and of the matrices of
@@ -103,8 +103,7 @@ def quick(network: Network, examples: Sequence[Example], args: Any = None) -> Ve
 
     The reference is the definition in float32, its loss in float64. Where rows nearly cancel each other, what is
     left of their gradient drowns in float32's noise, so nothing is given up before float64 has confirmed it, if
-    that fits in memory. `args` is the run's SFTConfig, of which nothing is needed yet. Raises UserError when no
-    path is within its budget.
+    that fits in memory. Raises UserError when no path is within its budget.
     """
     case = brief_case(examples[:LOOKED_AT], _window(network))
     free = free_bytes(network.device)

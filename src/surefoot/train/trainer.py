@@ -190,7 +190,7 @@ class SFTTrainer:
     ) -> Between:
         """Prove the fast path, claim the run folder or go on where its newest checkpoint stands, and plan."""
         with working("checking the fast path on some rows"):
-            self.verdict = quick(self.network, data.some(LOOKED_AT), self.args)
+            self.verdict = quick(self.network, data.some(LOOKED_AT))
         self.network = self.verdict.network
         resume = self.args.resume_from_checkpoint if resume is None else resume
         between = Between(
