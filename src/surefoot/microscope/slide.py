@@ -1,0 +1,117 @@
+"""A slide: everything the microscope recorded of one update, as numbers. Pictures are made of it elsewhere.
+
+On disk it is a folder: `slide.json` (all but the arrays), `arrays.safetensors`. Panels, in reading order: the
+headline, `batch`, `positions` (prediction, error, head rows, after), `head`, `layers` and `tensors` (backwards),
+`optimizer` and `chosen` (the arithmetic), `weights`, `mountain`, and what was asked for besides.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from surefoot.config import explain
+from surefoot.errors import UserError
+from surefoot.microscope.panels import (
+    Backward,
+    Batch,
+    ChosenWeight,
+    Head,
+    Influence,
+    Layer,
+    Mountain,
+    NoiseScale,
+    OptimizerRecord,
+    Part,
+    Position,
+    TensorRecord,
+    WatchedText,
+    Weights,
+)
+
+FORMAT = 1
+
+
+class Slide(Part):
+    """Everything recorded of one update."""
+
+    format: Literal[1] = FORMAT
+    step: int
+    """The update that made it so many finished steps: 1 is the first."""
+    model: str
+    opened_because: str
+    precision: dict[str, str]
+    """`weights` and `products`: their types."""
+    headline: str
+    notes: list[str]
+    """What could not be recorded, and what to know when reading."""
+    alerts: list[str]
+    loss_before: float
+    loss_after: float | None
+    promised: float | None
+    """g·Δ: what the slope promised the update would change."""
+    obtained: float | None
+    """loss_after − loss_before."""
+    batch: Batch
+    positions: list[Position]
+    watched: list[WatchedText] = Field(default_factory=list)
+    head: Head
+    backward: Backward
+    layers: list[Layer]
+    tensors: list[TensorRecord]
+    optimizer: OptimizerRecord
+    chosen: list[ChosenWeight]
+    weights: Weights | None
+    mountain: Mountain | None = None
+    noise: list[NoiseScale] = Field(default_factory=list)
+    influence: list[Influence] = Field(default_factory=list)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """What opening cost: `step` (all of it), `plain` (of it, what the step alone takes, where measured)."""
+
+
+class Opened(BaseModel):
+    """A slide with its arrays."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    slide: Slide
+    arrays: dict[str, np.ndarray]
+
+    def save(self, folder: Path) -> Path:
+        """Write the slide as `folder`, whole or not at all; one that is there is replaced."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        text = self.slide.model_dump_json(indent=1)
+        (partial / "slide.json").write_text(text + "\n", encoding="utf-8")
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, partial / "arrays.safetensors"
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a slide's folder. Raises UserError that names the file and what is wrong with it."""
+        folder = Path(folder)
+        try:
+            slide = Slide.model_validate_json((folder / "slide.json").read_text(encoding="utf-8"))
+            return cls(slide=slide, arrays=load_file(folder / "arrays.safetensors"))
+        except ValidationError as error:
+            raise UserError(f"{folder / 'slide.json'}: not a slide: {explain(error)}") from None
+        except (OSError, UnicodeDecodeError, SafetensorError, json.JSONDecodeError) as error:
+            raise UserError(f"{folder}: not a slide that can be read: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as plain values, arrays as lists in `arrays`."""
+        found = json.loads(self.slide.model_dump_json())
+        found["arrays"] = {name: array.tolist() for name, array in self.arrays.items()}
+        return found
