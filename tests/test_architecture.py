@@ -40,6 +40,7 @@ ORDER = [
     ["train.trainer"],
     ["microscope.panels"],
     ["microscope.slide"],
+    ["microscope.histogram"],
     ["commands.options"],
     ["commands.answers"],
     ["commands.train", "commands.evaluate", "commands.chat", "commands.compare", "commands.preview"],
