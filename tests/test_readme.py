@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from surefoot.cli import main
-from surefoot.config import read_recipe
+from surefoot.recipes import read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from surefoot import SFTConfig, UserError
-from surefoot.config import read_recipe
+from surefoot.recipes import read_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FOR_TRL = """\

@@ -18,7 +18,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from surefoot import SFTConfig, SFTTrainer, UserError
-from surefoot.config import read_recipe
+from surefoot.recipes import read_recipe
 from surefoot.train.evaluate import Answer, answer, probabilities, tokenise_watch
 from surefoot.train.interrupt import Interrupted
 from surefoot.train.setup import make_renderer

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from surefoot.errors import UserError, nearest
-from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED, is_off, translate
+from surefoot.names import REFUSED, SUPERSEDED, is_off, translate
+from surefoot.validation import explain
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Strategy = Literal["no", "steps", "epoch"]
@@ -180,6 +180,18 @@ class SFTConfig(BaseModel):
     watch_steps: float | None = Field(None, gt=0)
     """Steps between looks at the watched prompts. Default: logging_steps."""
 
+    # The microscope
+    slides: list[int] = Field(default_factory=list)
+    """Steps to open under the microscope, by their number (the first is 1; 0 means the first too)."""
+    slide_every: int | None = Field(None, gt=0)
+    """Open every so many steps. Alerts open steps too, as does `touch RUN/open-next-step` while it trains."""
+    slide_mountain: Literal["none", "cut", "surface"] = "cut"
+    """The loss along an opened update: none, a cut of 9 forwards, or a surface of 441."""
+    slide_extras: bool = False
+    """Opened steps also estimate the gradient noise scale, and which rows pushed which."""
+    tensors_every: int = Field(10, ge=0)
+    """Steps between records of every tensor's gradient, weight and update norms; 0: never."""
+
     # Logging and saving
     logging_steps: float = Field(10, gt=0)
     """Steps between log entries (below 1: share of all steps). events.jsonl has every step regardless."""
@@ -233,6 +245,13 @@ class SFTConfig(BaseModel):
     @classmethod
     def _path(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("slides")
+    @classmethod
+    def _slides(cls, value: list[int]) -> list[int]:
+        if any(step < 0 for step in value):
+            raise ValueError("steps are numbered from 1")
+        return sorted({max(1, step) for step in value})
 
     @field_validator("metric_for_best_model")
     @classmethod
@@ -289,52 +308,3 @@ class SFTConfig(BaseModel):
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
-
-
-Options = TypeVar("Options", bound=BaseModel)
-
-
-def checked(options: type[Options], given: dict[str, Any]) -> Options:
-    """`options(**given)`, with what is wrong said as a UserError."""
-    try:
-        return options(**given)
-    except ValidationError as error:
-        raise UserError(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings, a line each, in the words of the options."""
-    lines = []
-    for finding in error.errors(include_url=False):
-        where = ".".join(str(part) for part in finding["loc"])
-        message = finding["msg"].removeprefix("Value error, ")
-        got = "" if not where or finding["type"] == "missing" else f" (got {finding['input']!r})"
-        lines.append(f"{where}: {message}{got}" if where else message)
-    return "\n".join(dict.fromkeys(lines))
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML recipe; one written for `trl sft --config` will do.
-
-    Raises UserError that names the file, line and column when it cannot be read or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path}: a recipe is a list of `option: value` lines")
-    unknown = sorted(set(content) - set(SFTConfig.model_fields) - set(SUPERSEDED) - set(REFUSED) - TRANSLATED)
-    if unknown:
-        raise UserError(
-            f"{path}: unknown option '{unknown[0]}'.{nearest(unknown[0], SFTConfig.model_fields)}"
-        )
-    return content

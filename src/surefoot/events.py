@@ -3,6 +3,8 @@
 run.json         config as resolved, versions, hashes, the data ledger
 events.jsonl     one typed record a line, appended as it happens
 checkpoints/     to resume from
+slides/          steps opened under the microscope
+open-next-step   made by the user: open the next step; deleted when that is done
 model/           the result
 """
 
@@ -69,8 +71,38 @@ class StepEvent(Event):
     micro_batches: int
     step_seconds: float
     tokens_per_second: float
+    memory_bytes: int
+    """The most that the process has held so far (on CUDA: tensors on the GPU)."""
     examples: list[tuple[str, float, int]]
     """(where, sum of −log p, supervised tokens) of each example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorsEvent(Event):
+    """Every trained tensor at an update, in the order of run.json's `tensors`; gradients are not clipped."""
+
+    type: ClassVar[str] = "tensors"
+    grad_norm: list[float]
+    zero_share: list[float]
+    """Share of the gradient's entries that are exactly 0."""
+    weight_norm: list[float]
+    """Before the update."""
+    update_norm: list[float]
+    lost_share: list[float]
+    """Of the entries that the update would move, those that are the same in bf16 after as before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideEvent(Event):
+    """A step was opened under the microscope."""
+
+    type: ClassVar[str] = "slide"
+    path: str
+    """The slide's folder, in the run's `slides/`."""
+    because: str
+    headline: str
+    open_seconds: float
+    """What recording it took besides the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +177,9 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.slides = self.path / "slides"
         self.model = self.path / "model"
+        self.asked_file = self.path / "open-next-step"
         self.config_file = self.path / "run.json"
         self.events_file = self.path / "events.jsonl"
 
@@ -164,7 +198,7 @@ class RunFolder:
                 f"{step}.{on} Name another folder, or start over in this one with overwrite_output_dir=true"
             )
         try:
-            for old in (self.checkpoints, self.model):
+            for old in (self.checkpoints, self.slides, self.model):
                 if old.is_dir():
                     shutil.rmtree(old)
             self.path.mkdir(parents=True, exist_ok=True)

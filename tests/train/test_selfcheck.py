@@ -97,7 +97,7 @@ def test_lora_compares_the_adapter() -> None:
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
     found = fastest(wrapped, torch.bfloat16)
-    with textbook.undisturbed(found):
+    with textbook.without_dropout(found):
         selfcheck._freeze_most(found)
         gradients = textbook.as_trained(found, family(), 100).gradients
     trained = {name for name, p in wrapped.named_parameters() if p.requires_grad}
@@ -109,7 +109,7 @@ def test_lora_compares_the_adapter() -> None:
 def test_the_short_form_asks_for_few_gradients() -> None:
     net = tiny.model("qwen2", torch.float32)
     found = fastest(net)
-    with textbook.undisturbed(found):
+    with textbook.without_dropout(found):
         selfcheck._freeze_most(found)
         gradients = textbook.by_the_book(found, family()).gradients
     small = {name for name, p in net.named_parameters() if p.ndim == 1}

@@ -8,8 +8,8 @@ import sys
 from pydantic import BaseModel, ConfigDict, Field
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import checked
 from surefoot.errors import UserError
+from surefoot.validation import checked
 
 
 class ChatOptions(BaseModel):

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import SFTConfig, checked, read_recipe
+from surefoot.config import SFTConfig
 from surefoot.errors import UserError
 from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
+from surefoot.recipes import read_recipe
+from surefoot.validation import checked
 
 if TYPE_CHECKING:
     from surefoot.train.selfcheck import Verdict

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import checked
 from surefoot.errors import UserError
+from surefoot.validation import checked
 
 
 class CompareOptions(BaseModel):

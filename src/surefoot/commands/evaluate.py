@@ -7,8 +7,9 @@ import json
 from pydantic import BaseModel, ConfigDict, Field
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import SFTConfig, checked
+from surefoot.config import SFTConfig
 from surefoot.errors import UserError
+from surefoot.validation import checked
 
 
 class EvaluateOptions(BaseModel):

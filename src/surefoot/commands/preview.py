@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import checked
 from surefoot.errors import UserError
+from surefoot.validation import checked
 
 
 class PreviewOptions(BaseModel):

@@ -8,8 +8,9 @@ import sys
 from typing import Any
 
 from surefoot.commands.options import parse, plainly_said
-from surefoot.config import SFTConfig, read_recipe
+from surefoot.config import SFTConfig
 from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
+from surefoot.recipes import read_recipe
 
 
 def run(argv: list[str]) -> int:

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from surefoot.config import explain
 from surefoot.errors import UserError
 from surefoot.microscope.panels import (
     Backward,
@@ -35,6 +34,7 @@ from surefoot.microscope.panels import (
     WatchedText,
     Weights,
 )
+from surefoot.validation import explain
 
 FORMAT = 1
 

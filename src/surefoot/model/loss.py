@@ -8,6 +8,7 @@ Shapes: N targets, C targets of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,16 @@ class Head:
     """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
     softcap: float | None = None
     """Gemma's `final_logit_softcapping` c: z becomes c · tanh(z / c)."""
+    on_gradient: Callable[[torch.Tensor], None] | None = None
+    """Is shown the weight's gradient [V, D] of each backward pass, before other uses of the weight add to it."""
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Logits [N, V] by the model's own operations, under whatever autocast is on."""
-        logits_NV = F.linear(hidden_ND, self.weight_VD, self.bias_V) * self.scale
+        return self.shaped(F.linear(hidden_ND, self.weight_VD, self.bias_V))
+
+    def shaped(self, product_NV: torch.Tensor) -> torch.Tensor:
+        """Logits of products W h + b: scaled, then soft-capped."""
+        logits_NV = product_NV * self.scale
         return logits_NV if self.softcap is None else torch.tanh(logits_NV / self.softcap) * self.softcap
 
 
@@ -47,6 +54,23 @@ class TargetStats:
     """bool, the label has the highest logit."""
     entropy_N: torch.Tensor
     """Entropy of the prediction, in nats."""
+    log_sum_N: torch.Tensor
+    """log Σ exp of the logits: p of any token is exp(logit − log_sum)."""
+    hidden_ND: torch.Tensor | None = None
+    """The hidden states that predicted; None where the model computes its own logits."""
+
+
+@dataclass(frozen=True)
+class TargetErrors:
+    """A prediction and what is off, for a few targets: whole columns of the vocabulary."""
+
+    logits_CV: torch.Tensor
+    """As softmax takes them, scaled and soft-capped; at least float32."""
+    error_CV: torch.Tensor
+    """d loss / d logits: weight · (p − y). A row sums to 0."""
+    product_error_CV: torch.Tensor
+    """d loss / d (W h): what the gradients of head and hidden states are made of. Differs from `error_CV` where
+    the head scales or soft-caps its logits."""
 
 
 def loss_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -63,9 +87,11 @@ def naive_loss(logits_NV: torch.Tensor, label_N: torch.Tensor, weight_N: torch.T
 @torch.no_grad()
 def naive_stats(logits_NV: torch.Tensor, label_N: torch.Tensor) -> TargetStats:
     """`TargetStats` of given logits."""
-    log_p_NV = logits_NV.to(loss_dtype(logits_NV.dtype)).log_softmax(-1)
+    logits_NV = logits_NV.to(loss_dtype(logits_NV.dtype))
+    log_p_NV = logits_NV.log_softmax(-1)
     nll_N = -log_p_NV.gather(1, label_N[:, None])[:, 0]
-    return TargetStats(nll_N, log_p_NV.argmax(-1) == label_N, -(log_p_NV.exp() * log_p_NV).sum(-1))
+    entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
+    return TargetStats(nll_N, log_p_NV.argmax(-1) == label_N, entropy_N, logits_NV.logsumexp(-1))
 
 
 def target_loss(
@@ -91,10 +117,31 @@ def target_loss(
     sources = (hidden_ND, head.weight_VD, head.bias_V)
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources)
     chunk = chunk or max(64, CHUNK_ELEMENTS // len(head.weight_VD))
-    loss, nll_N, correct_N, entropy_N = _TargetLoss.apply(
+    loss, nll_N, correct_N, entropy_N, log_sum_N = _TargetLoss.apply(
         hidden_ND, head.weight_VD, head.bias_V, head, label_N, weight_N, product_dtype, chunk, grad
     )
-    return loss, TargetStats(nll_N, correct_N, entropy_N)
+    return loss, TargetStats(nll_N, correct_N, entropy_N, log_sum_N, hidden_ND.detach())
+
+
+@torch.no_grad()
+def target_errors(
+    hidden_CD: torch.Tensor,
+    head: Head,
+    label_C: torch.Tensor,
+    weight_C: torch.Tensor,
+    product_dtype: torch.dtype | None = None,
+) -> TargetErrors:
+    """The errors that `target_loss` multiplies hidden states and head with, by the same code."""
+    exact = loss_dtype(hidden_CD.dtype)
+    product = product_dtype or hidden_CD.dtype
+    weight_C = weight_C.to(exact)
+    with torch.autocast(hidden_CD.device.type, enabled=False):
+        z_CV = hidden_CD.to(product) @ head.weight_VD.detach().to(product).T
+        product_error_CV = _error(z_CV.clone(), head.bias_V, head, label_C, weight_C, exact, True)[0]
+        plain = Head(head.weight_VD)  # its logits are the products
+        logits_CV = head.shaped(z_CV.to(exact) if head.bias_V is None else z_CV.to(exact) + head.bias_V)
+        error_CV = _error(logits_CV.clone(), None, plain, label_C, weight_C, exact, True)[0]
+    return TargetErrors(logits_CV, error_CV, product_error_CV)
 
 
 class _TargetLoss(torch.autograd.Function):
@@ -121,7 +168,7 @@ class _TargetLoss(torch.autograd.Function):
             weight_N = weight_N.to(exact)
             nll_N = torch.empty(len(label_N), dtype=exact, device=label_N.device)
             correct_N = torch.empty(len(label_N), dtype=torch.bool, device=label_N.device)
-            entropy_N = torch.empty_like(nll_N)
+            entropy_N, log_sum_N = torch.empty_like(nll_N), torch.empty_like(nll_N)
             grad_hidden_ND = torch.empty_like(hidden_ND) if grad and ctx.needs_input_grad[0] else None
             grad_weight_VD = None
             grad_bias_V = (
@@ -133,7 +180,7 @@ class _TargetLoss(torch.autograd.Function):
                 rows = max(1, CACHED_ELEMENTS // len(w_VD)) if z_CV.device.type == "cpu" else chunk
                 for first in range(start, min(start + chunk, len(label_N)), rows):
                     few = slice(first, min(first + rows, start + chunk))
-                    error_CV, nll_N[few], correct_N[few], entropy_N[few] = _error(
+                    error_CV, nll_N[few], correct_N[few], entropy_N[few], log_sum_N[few] = _error(
                         z_CV[few.start - start : few.stop - start],
                         bias_V,
                         head,
@@ -154,9 +201,9 @@ class _TargetLoss(torch.autograd.Function):
                         grad_weight_VD = of_part_VD.to(weight_VD.dtype)
                     else:
                         grad_weight_VD += of_part_VD
-        ctx.gradients = grad_hidden_ND, grad_weight_VD, grad_bias_V
-        ctx.mark_non_differentiable(nll_N, correct_N, entropy_N)
-        return (nll_N * weight_N).sum(), nll_N, correct_N, entropy_N
+        ctx.gradients, ctx.on_gradient = (grad_hidden_ND, grad_weight_VD, grad_bias_V), head.on_gradient
+        ctx.mark_non_differentiable(nll_N, correct_N, entropy_N, log_sum_N)
+        return (nll_N * weight_N).sum(), nll_N, correct_N, entropy_N, log_sum_N
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -165,6 +212,8 @@ class _TargetLoss(torch.autograd.Function):
         # On the CPU the check is free and saves a pass over the head's gradient; on CUDA it would wait for it.
         if scale.device.type != "cpu" or scale != 1:
             gradients = tuple(None if g is None else g * scale.to(g.dtype) for g in gradients)
+        if ctx.on_gradient is not None and gradients[1] is not None:
+            ctx.on_gradient(gradients[1])
         return (*gradients, None, None, None, None, None, None)
 
 
@@ -176,8 +225,8 @@ def _error(
     weight_C: torch.Tensor,
     exact: torch.dtype,
     grad: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From products W h: d loss / d (W h + b) [C, V], −log p [C], correct [C], entropy [C]; may overwrite z_CV."""
+) -> tuple[torch.Tensor, ...]:
+    """From products W h: d loss / d (W h + b) [C, V]; −log p, correct, entropy, log Σ exp [C]. Overwrites z_CV."""
     z_CV = z_CV.to(exact)
     if bias_V is not None:
         z_CV += bias_V.to(exact)
@@ -193,11 +242,12 @@ def _error(
     p_CV = z_CV.exp()
     sum_C = p_CV.sum(-1)
     entropy_C = sum_C.log() - torch.linalg.vecdot(p_CV, z_CV) / sum_C
-    nll_C = sum_C.log() - (label_z_C - top_C)
+    log_sum_C = sum_C.log()
+    nll_C = log_sum_C - (label_z_C - top_C)
     if grad:
         scale_C = weight_C * head.scale
         p_CV *= (scale_C / sum_C)[:, None]
         p_CV.scatter_add_(1, label_C1, -scale_C[:, None])
         if slope_CV is not None:
             p_CV *= slope_CV
-    return p_CV, nll_C, label_z_C == top_C, entropy_C
+    return p_CV, nll_C, label_z_C == top_C, entropy_C, log_sum_C + top_C

@@ -17,7 +17,6 @@ from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset
 from surefoot.errors import UserError
 from surefoot.events import (
-    AlertEvent,
     CheckpointEvent,
     EndEvent,
     EvalEvent,
@@ -169,13 +168,11 @@ class Between:
             micro_batches=found.micro_batches,
             step_seconds=seconds,
             tokens_per_second=found.tokens / seconds,
+            memory_bytes=hardware.peak_bytes(self.network.device),
             examples=[(e.where, e.loss, e.tokens) for e in found.examples],
         )
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
-        if change.lost_share is not None and change.learning_rate > 0:
-            said = f"{change.lost_share:.0%} of the updates were lost to rounding: the weights are bf16."
-            self.emit(AlertEvent(step=done.step, message=f"{said} precision=bf16 keeps them in fp32"))
         self._add_up(done)
         self.callbacks.tell("on_step_end")
         epoch_ends = done.step % self.steps_per_epoch == 0

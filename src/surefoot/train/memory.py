@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from surefoot.data.rows import Example
 from surefoot.model.loss import CHUNK_ELEMENTS
 from surefoot.model.network import Network, embedding_rows
 from surefoot.train.recompute import decoder_layers
+from surefoot.train.restored import restored
 
 SMALL, LARGE, LONG = 128, 384, 768
 """Slots of the measured forests: two of many examples, one of a single example."""
@@ -161,13 +162,10 @@ def measure(network: Network, examples: Sequence[Example], longest: int) -> Foot
     """
     model, device = network.model, network.device
     layers = decoder_layers(model)
-    flags = [layer.gradient_checkpointing for layer in layers]
-    with undisturbed(network), ExitStack() as stack:
+    with restored(network), ExitStack() as stack:
+        network.model.train()
         for layer in layers:
             layer.gradient_checkpointing = False  # type: ignore[assignment]
-        stack.callback(
-            lambda: [setattr(m, "gradient_checkpointing", f) for m, f in zip(layers, flags, strict=True)]
-        )
         stack.enter_context(network.open())
         known = [*model.parameters(), *model.buffers()]
         live = LiveCuda(device) if device.type == "cuda" else stack.enter_context(Live(known))
@@ -186,23 +184,6 @@ def measure(network: Network, examples: Sequence[Example], longest: int) -> Foot
             square = over / alone.slots**2 if over > alone.body / 10 else 0.0
             footprint = replace(footprint, square=square)
     return footprint
-
-
-@contextmanager
-def undisturbed(network: Network) -> Iterator[None]:
-    """Whatever is run inside in training mode, gradients, random state and mode are as before afterwards."""
-    model, training = network.model, network.model.training
-    gradients = [(p, p.grad) for p in model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    model.train()
-    try:
-        with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
-            yield
-    finally:
-        model.train(training)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
 
 
 def fill(examples: Sequence[Example], slots: int) -> list[Example]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,29 @@ from surefoot.config import SFTConfig
 from surefoot.errors import UserError
 
 Named = list[tuple[str, torch.nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One weight's part in an update, and what updates it."""
+
+    name: str
+    weight: torch.nn.Parameter
+    part: Optimizer
+    group: dict[str, Any]
+
+    def step(self) -> None:
+        """Update this weight alone: the same bits as `part.step()` for an optimizer whose tensors are
+        independent of one another."""
+        groups = self.part.param_groups
+        kept = [group["params"] for group in groups]
+        try:
+            for group in groups:
+                group["params"] = [self.weight] if group is self.group else []
+            self.part.step()
+        finally:
+            for group, weights in zip(groups, kept, strict=True):
+                group["params"] = weights
 
 
 class Optimizers:
@@ -31,6 +55,16 @@ class Optimizers:
     def groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
             yield from part.param_groups
+
+    def turns(self) -> list[Turn]:
+        """The weights that have a gradient, in the order of the groups."""
+        return [
+            Turn(self.names[id(weight)], weight, part, group)
+            for part in self.parts
+            for group in part.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+        ]
 
     def set_factor(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its peak."""

@@ -31,8 +31,8 @@ from surefoot.train.textbook import (
     Found,
     as_trained,
     by_the_book,
-    undisturbed,
     weights_in,
+    without_dropout,
 )
 
 LOOKED_AT = 1_000
@@ -153,7 +153,7 @@ def _judged(
     refused: list[str] = []
     shown: list[Comparison] = []
     taken = None
-    with undisturbed(network) as dropout:
+    with without_dropout(network) as dropout:
         if few_weights:
             _freeze_most(network)
         for tried, without in _slower(network):
@@ -181,7 +181,7 @@ def _judged(
 
 
 def _freeze_most(network: Network) -> None:
-    """Train only what the short form looks at; `undisturbed` puts the others back."""
+    """Train only what the short form looks at; `without_dropout` puts the others back."""
     parameters = list(network.model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     if sum(p.numel() for p in trained) < sum(p.numel() for p in parameters) / 5:

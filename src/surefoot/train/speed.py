@@ -11,8 +11,9 @@ import torch
 from surefoot.data.forest import slots
 from surefoot.data.rows import Example
 from surefoot.model.network import Network
-from surefoot.train.memory import Footprint, undisturbed
+from surefoot.train.memory import Footprint
 from surefoot.train.remembered import Book
+from surefoot.train.restored import restored
 from surefoot.train.step import losses
 
 LONG_RUN = 120.0
@@ -51,7 +52,8 @@ def fastest(
         rounds = min(ROUNDS, int(allowed / _cost(examples, sizes, found)))
         if rounds < 1:
             return default, f"measuring others would take more than {allowed:.0f} s"
-        with undisturbed(network):
+        with restored(network):
+            network.model.train()
             timed = race(sizes, lambda size: _seconds(network, examples, size), rounds)
         speeds = {str(size): seconds / sum(map(slots, examples)) for size, seconds in timed.items()}
         book.write(speeds={**book.all_speeds(), book.length_class(step): speeds})

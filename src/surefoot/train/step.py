@@ -7,15 +7,16 @@ micro-batches changes neither the loss nor the gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
+from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
-from surefoot.train.optim import Optimizers
+from surefoot.train.optim import Optimizers, Turn
 
 
 class NotFinite(RuntimeError):  # noqa: N818
@@ -48,14 +49,30 @@ class Losses:
     examples: tuple[ExampleLoss, ...]
 
 
+Seen = Callable[[Forest, TargetStats], None]
+"""Told of each micro-batch when its forward and backward passes are done."""
+
+
+def divisor_of(examples: Sequence[Example]) -> float:
+    """Sum of the targets' weights: what a step's loss is divided by, once."""
+    return float(sum(e.weight * e.targets for e in examples))
+
+
 def losses(
-    network: Network, examples: Sequence[Example], budget: int, *, backprop: bool, seed: int = 0
+    network: Network,
+    examples: Sequence[Example],
+    budget: int,
+    *,
+    backprop: bool,
+    seed: int | None = None,
+    seen: Seen | None = None,
 ) -> Losses:
     """Predict, compare, and (with `backprop`) add the gradient of the step's loss to every trained weight.
 
-    `budget` is the most slots of a micro-batch; `seed` makes dropout a function of the step.
+    `budget` is the most slots of a micro-batch; `seed` makes dropout a function of the step (None leaves the
+    random state alone).
     """
-    divisor = float(sum(e.weight * e.targets for e in examples))
+    divisor = divisor_of(examples)
     nll: dict[int, float] = {}
     total = correct = entropy = 0.0
     slots = 0
@@ -63,7 +80,7 @@ def losses(
     order = {id(example): index for index, example in enumerate(examples)}
     with network.open(), torch.set_grad_enabled(backprop):
         for number, batch in enumerate(batches):
-            if backprop:
+            if seed is not None:
                 torch.manual_seed(seed + number)
             forest = network.plant(batch)
             loss, stats = network.loss(forest, divisor)
@@ -74,6 +91,8 @@ def losses(
             total += loss.item()
             correct += stats.correct_N.sum().item()
             entropy += stats.entropy_N.sum().item()
+            if seen is not None:
+                seen(forest, stats)
             per_example = _sum_by_example(stats.nll_N, forest)
             nll.update((order[id(e)], value) for e, value in zip(batch, per_example, strict=True))
     supervised = sum(example.targets for example in examples)
@@ -103,37 +122,31 @@ class Change:
     """Of the whole gradient, before clipping."""
     clip_factor: float
     """What the gradient was multiplied by."""
-    lost_share: float | None = None
-    """Of the weights with a gradient, the share that the update left where they were, if it was measured."""
 
 
-def update(optimizers: Optimizers, max_grad_norm: float, *, measure_rounding: bool = False) -> Change:
+Stepping = Callable[[Turn, Change], None]
+"""Told of each weight when it is its turn, the gradient clipped; must call `turn.step()`."""
+
+
+def update(optimizers: Optimizers, max_grad_norm: float, stepping: Stepping | None = None) -> Change:
     """Clip, step, clear. `max_grad_norm` 0 does not clip.
 
-    `measure_rounding` keeps a copy of the weights for the length of the update, to count those that did not
-    move: in bf16 an update below 1/256 of a weight is lost.
+    With `stepping` the weights are updated one tensor at a time, each by it: the same bits.
     Raises NotFinite, before anything is changed, when the gradient's norm is not finite.
     """
-    weights = [p for group in optimizers.groups() for p in group["params"] if p.grad is not None]
-    gradients = [p.grad for p in weights]
+    turns = optimizers.turns()
+    gradients = [turn.weight.grad for turn in turns if turn.weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item()
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient's norm is {norm}")
     factor = max_grad_norm / norm if 0 < max_grad_norm < norm else 1.0
     if factor < 1.0:
         torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-    before = [p.detach().clone() for p in weights] if measure_rounding else []
-    learning_rate = float(next(optimizers.groups())["lr"])
-    optimizers.step()
-    lost = _unmoved(weights, before) if measure_rounding else None
+    change = Change(float(next(optimizers.groups())["lr"]), norm, factor)
+    if stepping is None:
+        optimizers.step()
+    else:
+        for turn in turns:
+            stepping(turn, change)
     optimizers.zero_grad()
-    return Change(learning_rate, norm, factor, lost)
-
-
-def _unmoved(weights: list[torch.Tensor], before: list[torch.Tensor]) -> float:
-    asked = still = 0
-    for weight, old in zip(weights, before, strict=True):
-        moving = weight.grad != 0
-        asked += int(moving.sum())
-        still += int(((weight == old) & moving).sum())
-    return still / max(1, asked)
+    return change

@@ -3,7 +3,7 @@
 1. `by_the_book` is the definition: each example alone, the model's own forward with its own attention, full
    logits, cross-entropy; the weighted sums are added up and divided once.
 2. `as_trained` is `step.losses`, nothing else.
-3. `undisturbed` puts everything back that either of them could have touched.
+3. `without_dropout` puts everything back that either of them could have touched.
 
 Shapes: L slots of an example, V vocabulary, D width, E examples, U distinct token ids.
 """
@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from surefoot.data.rows import Example
 from surefoot.model.loss import loss_dtype
 from surefoot.model.network import Network, own_noise
+from surefoot.train.restored import restored
 from surefoot.train.step import losses
 
 FULL_LOGITS = 1 << 28
@@ -49,7 +50,7 @@ def tokens_of(example: Example) -> np.ndarray:
 
 
 def by_the_book(network: Network, examples: Sequence[Example], *, exact_loss: bool = False) -> Found:
-    """The definition, at `network.product_dtype`. Call within `undisturbed`.
+    """The definition, at `network.product_dtype`. Call within `without_dropout`.
 
     `exact_loss`: softmax and loss in float64, for a reference whose weights are float32: cross-entropy in
     float32 over 49,152 logits is off by 2e-05 of the loss, all that comes before it by 3e-06.
@@ -77,7 +78,7 @@ def by_the_book(network: Network, examples: Sequence[Example], *, exact_loss: bo
 
 
 def as_trained(network: Network, examples: Sequence[Example], budget: int) -> Found:
-    """What training computes, in micro-batches of at most `budget` slots. Call within `undisturbed`."""
+    """What training computes, in micro-batches of at most `budget` slots. Call within `without_dropout`."""
     with _watching_embeddings(network, examples) as embedded:
         found = losses(network, examples, budget, backprop=True)
     sums = [example.loss for example in found.examples]
@@ -124,39 +125,18 @@ def _watching_embeddings(network: Network, examples: Sequence[Example]) -> Itera
 
 
 @contextmanager
-def undisturbed(network: Network) -> Iterator[bool]:
-    """While open, the model may be run and differentiated at will, dropout off; then all is as it was: weights,
-    gradients, what trains, buffers, settings of modules (training mode among them), random state.
+def without_dropout(network: Network) -> Iterator[bool]:
+    """While open, the model may be run and differentiated at will, dropout off; then all is `restored`.
 
     Yields whether there was dropout to be switched off. Then modules are in evaluation mode, but for those that
     recompute activations.
     """
-    modules, parameters = list(network.model.modules()), list(network.model.parameters())
-    plain = (bool, int, float, str, type(None))
-    settings = [{k: v for k, v in vars(m).items() if isinstance(v, plain)} for m in modules]
-    buffers = [{k: (b, None if b is None else b.clone()) for k, b in m._buffers.items()} for m in modules]
-    trains = [(p, p.requires_grad, p.grad) for p in parameters]
-    devices = [network.device] if network.device.type == "cuda" else []
+    modules = list(network.model.modules())
     dropout = any(m.training and _drops(m) for m in modules)
-    try:
-        for parameter in parameters:
-            parameter.grad = None
+    with restored(network):
         for module in modules if dropout else ():
             module.training = bool(getattr(module, "gradient_checkpointing", False)) and not _drops(module)
-        with torch.random.fork_rng(devices=devices):
-            yield dropout
-    finally:
-        for module, before, kept in zip(modules, settings, buffers, strict=True):
-            vars(module).update(before)
-            for name, (buffer, content) in kept.items():
-                module._buffers[name] = buffer
-                if buffer is not None and content is not None:
-                    with torch.no_grad():
-                        buffer.copy_(content)
-        for parameter, training, gradient in trains:
-            parameter.grad = None
-            parameter.requires_grad_(training)
-            parameter.grad = gradient
+        yield dropout
 
 
 def _drops(module: torch.nn.Module) -> bool:

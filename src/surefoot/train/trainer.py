@@ -94,7 +94,6 @@ class SFTTrainer:
         self.callbacks = Callbacks(self.model, self.processing_class, args, callbacks or ())
         self.state = self.callbacks.state
         self._own_optimizer, self._own_scheduler = optimizers
-        self._rounding_unknown = args.precision == "pure-bf16"
 
     # The loop ------------------------------------------------------------------------------------------
 
@@ -135,12 +134,10 @@ class SFTTrainer:
     def _update(self, optimizers: Optimizers, examples: list[Example], step: int) -> Change:
         """Clip and step. Raises NotFinite, naming the rows, before an update that would destroy the weights."""
         try:
-            change = update(optimizers, self.args.max_grad_norm, measure_rounding=self._rounding_unknown)
+            return update(optimizers, self.args.max_grad_norm)
         except NotFinite as error:
             rows = ", ".join(dict.fromkeys(example.where for example in examples))
             raise NotFinite(f"step {step + 1}: {error}; nothing was updated. Rows: {rows}") from None
-        self._rounding_unknown &= change.learning_rate == 0
-        return change
 
     def _prepare(self) -> tuple[Dataset, Sampler, Optimizers, int]:
         args, data = self.args, self.train_data

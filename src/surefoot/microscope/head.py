@@ -1,0 +1,173 @@
+"""Panel 4 for a whole step: the gradient of the head's row v is Σ_t e_t[v] · h_t, against what autograd made.
+
+Shapes: N targets, D width, V vocabulary, C rows of a chunk of it, R rows that are shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from surefoot.microscope.capture import Targets
+from surefoot.microscope.panels import Head as HeadPanel
+from surefoot.microscope.panels import HeadRow, Histogram
+from surefoot.microscope.spell import Speller
+from surefoot.model.loss import CHUNK_ELEMENTS, Head, loss_dtype
+from surefoot.model.network import Network
+
+TOP = 10
+"""Rows of the largest gradient that are named."""
+
+
+def is_tied(network: Network) -> bool:
+    """The head's weight is the embeddings' weight too."""
+    return network.head is not None and network.core.get_input_embeddings().weight is network.head.weight_VD
+
+
+def shown_rows(examples: Sequence, watched: Sequence[int], most: int = 256) -> list[int]:
+    """Rows of the head whose gradient is followed through the step: watched tokens, then labels, first tokens
+    of the completions before the rest."""
+    firsts = [int(e.completion_ids[len(e.completion_ids) - e.targets]) for e in examples if e.targets]
+    rest = [int(token) for e in examples for token in e.completion_ids[len(e.completion_ids) - e.targets :]]
+    return list(dict.fromkeys([*watched, *firsts, *rest]))[:most]
+
+
+@torch.no_grad()
+def row_gradients(
+    head: Head, targets: Targets, divisor: float, ids_C: torch.Tensor, product: torch.dtype | None
+) -> torch.Tensor:
+    """The formula, [C, D]: Σ_t e_t[v] · h_t for rows `ids_C`, over all targets of the step.
+
+    The step left each target's log Σ exp, so no other row of the vocabulary is needed.
+    """
+    assert targets.hidden_ND is not None
+    exact = loss_dtype(targets.hidden_ND.dtype)
+    weight_VD = head.weight_VD.detach()
+    h_ND = targets.hidden_ND.to(product or targets.hidden_ND.dtype)
+
+    z_NC = (h_ND @ weight_VD[ids_C].to(h_ND.dtype).T).to(exact)
+    z_NC = head.shaped(z_NC if head.bias_V is None else z_NC + head.bias_V.detach()[ids_C].to(exact))
+    slope_NC = 1 - (z_NC / head.softcap).square() if head.softcap is not None else None
+    error_NC = (z_NC - targets.log_sum_N[:, None]).exp_()
+    error_NC -= (ids_C[None] == targets.label_N[:, None]).to(exact)
+    error_NC *= (targets.weight_N / divisor * head.scale).to(exact)[:, None]
+    if slope_NC is not None:
+        error_NC *= slope_NC
+    return error_NC.T @ targets.hidden_ND.to(exact)
+
+
+@torch.no_grad()
+def head_panel(
+    network: Network,
+    targets: Targets,
+    divisor: float,
+    rows: Sequence[int],
+    by_autograd_RD: torch.Tensor | None,
+    whole_RD: torch.Tensor | None,
+    speller: Speller,
+) -> HeadPanel:
+    """The step's head panel, before the update.
+
+    Args:
+        rows: ids of the rows to show.
+        by_autograd_RD: their gradient by the head alone, as the backward pass handed it over.
+        whole_RD: their whole gradient, as the optimizer gets it, not clipped.
+    """
+    head = network.head
+    if head is None or targets.hidden_ND is None:
+        unknown = "the head's formula is not known: the model computes its own logits"
+        return HeadPanel(
+            trained=False,
+            tied=False,
+            scale=1.0,
+            softcap=None,
+            bias=False,
+            unknown=unknown,
+            rows=[],
+            top_rows=[],
+            norms=None,
+        )
+    trained, tied = head.weight_VD.requires_grad, is_tied(network)
+    shown, top, norms = [], [], None
+    if trained:
+        norm_V = _all_norms(head, targets, divisor, network.product_dtype)
+        norms = _log_histogram(norm_V)
+        ids_R = torch.tensor(list(rows), device=norm_V.device)
+        formula_RD = row_gradients(head, targets, divisor, ids_R, network.product_dtype)
+        for r, token in enumerate(rows):
+            autograd_D = by_autograd_RD[r] if by_autograd_RD is not None else None
+            whole_D = whole_RD[r] if whole_RD is not None else None
+            shown.append(_row(token, formula_RD[r], autograd_D, whole_D, tied, speller))
+        best = norm_V.topk(min(TOP, len(norm_V)))
+        top = [
+            HeadRow(
+                token=speller.one(token),
+                id=token,
+                norm=norm,
+                max_abs_difference_from_autograd=None,
+                largest=0.0,
+            )
+            for norm, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+    return HeadPanel(
+        trained=trained,
+        tied=tied,
+        scale=head.scale,
+        softcap=head.softcap,
+        bias=head.bias_V is not None,
+        rows=shown,
+        top_rows=top,
+        norms=norms,
+    )
+
+
+def _row(
+    token: int,
+    formula_D: torch.Tensor,
+    autograd_D: torch.Tensor | None,
+    whole_D: torch.Tensor | None,
+    tied: bool,
+    speller: Speller,
+) -> HeadRow:
+    input_norm = None
+    if tied and whole_D is not None and autograd_D is not None:
+        input_norm = float((whole_D.double() - autograd_D).norm())
+    return HeadRow(
+        token=speller.one(token),
+        id=token,
+        norm=float(formula_D.double().norm()),
+        max_abs_difference_from_autograd=float((formula_D - autograd_D).abs().max())
+        if autograd_D is not None
+        else None,
+        largest=float(formula_D.abs().max()),
+        input_norm=input_norm,
+        total_norm=float(whole_D.double().norm()) if whole_D is not None else None,
+    )
+
+
+def _all_norms(head: Head, targets: Targets, divisor: float, product: torch.dtype | None) -> torch.Tensor:
+    """float64 [V], norm of every row's gradient, a chunk of the vocabulary at a time."""
+    assert targets.hidden_ND is not None
+    vocabulary, width = head.weight_VD.shape
+    size = max(256, CHUNK_ELEMENTS // (2 * max(width, len(targets.label_N))))
+    ids = torch.arange(vocabulary, device=head.weight_VD.device)
+    return torch.cat(
+        [
+            row_gradients(head, targets, divisor, part, product).double().norm(dim=1)
+            for part in ids.split(size)
+        ]
+    )
+
+
+def _log_histogram(values: torch.Tensor, bins: int = 60) -> Histogram | None:
+    """Of log10 of the values that are not 0."""
+    known = values[torch.isfinite(values) & (values > 0)].log10()
+    if not len(known):
+        return None
+    low, high = math.floor(float(known.min())), math.ceil(float(known.max()) + 1e-9)
+    edges = np.linspace(low, max(high, low + 1), bins + 1)
+    counts, _ = np.histogram(known.cpu().numpy(), edges)
+    return Histogram(edges=edges.tolist(), counts=counts.tolist(), zeros=int((values == 0).sum()))

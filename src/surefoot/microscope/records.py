@@ -1,0 +1,83 @@
+"""What every N-th update tells of each tensor: norms of gradient, weight and update, measured as it happens.
+
+The optimizer goes one tensor at a time, so the weights of one tensor are all that is ever held twice, and each
+tensor is read in pieces that stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from surefoot.train.distributed import add_up, local
+from surefoot.train.optim import Turn
+from surefoot.train.step import Change
+
+PIECE = 1 << 18
+"""Entries of a tensor that are looked at together on a CPU: 1 MB in float32."""
+WHOLE = 1 << 26
+"""The same on a GPU."""
+
+
+@dataclass(frozen=True)
+class TensorNumbers:
+    """One tensor at one update. The gradient is not clipped."""
+
+    grad_norm: float
+    zero_share: float
+    weight_norm: float
+    """Before the update."""
+    update_norm: float
+    lost_share: float
+    """Of the entries that the update would move, those that are the same in bf16 after as before."""
+
+
+class Recorder:
+    """Steps each weight in its turn (a `Stepping`), and keeps `TensorNumbers` of it."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, TensorNumbers] = {}
+
+    def __call__(self, turn: Turn, change: Change) -> None:
+        assert turn.weight.grad is not None
+        old = local(turn.weight.detach()).clone()
+        turn.step()
+        new, grad = local(turn.weight.detach()), local(turn.weight.grad)
+        self.found[turn.name] = numbers(old, new, grad, change.clip_factor)
+
+    def columns(self, names: list[str]) -> dict[str, list[float]]:
+        """The numbers of the tensors `names`, a list of each; 0 for one that had no gradient."""
+        none = TensorNumbers(0.0, 1.0, 0.0, 0.0, 0.0)
+        rows = [self.found.get(name, none) for name in names]
+        return {field.name: [getattr(row, field.name) for row in rows] for field in fields(TensorNumbers)}
+
+
+@torch.no_grad()
+def numbers(old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_factor: float) -> TensorNumbers:
+    """Compare the local parts of a tensor before and after; sums go over all ranks that hold a part.
+
+    bf16 weights count as moved by the update where their gradient is not 0: what was lost left no trace.
+    """
+    size = PIECE if old.device.type == "cpu" else WHOLE
+    exact = torch.float64 if old.dtype == torch.float64 else torch.float32
+    sums = torch.zeros(7, dtype=torch.float64, device=old.device)
+    flat = (old.flatten(), new.flatten(), grad.flatten())
+    for start in range(0, old.numel(), size):
+        a, b, g = (part[start : start + size] for part in flat)
+        asked = a != b if a.dtype.itemsize > 2 else g != 0
+        lost = asked & (a.to(torch.bfloat16) == b.to(torch.bfloat16))
+        a, b, g = a.to(exact), b.to(exact), g.to(exact)
+        step = b - a
+        counted = (torch.count_nonzero(g), torch.count_nonzero(asked), torch.count_nonzero(lost))
+        squares = (torch.dot(g, g), torch.dot(a, a), torch.dot(step, step))
+        sums[:6] += torch.stack([*(x.double() for x in squares), *(x.double() for x in counted)])
+    sums[6] = old.numel()
+    g2, a2, d2, nonzero, asked, lost, entries = add_up(sums).tolist()
+    return TensorNumbers(
+        grad_norm=g2**0.5 / clip_factor,
+        zero_share=1 - nonzero / max(1, entries),
+        weight_norm=a2**0.5,
+        update_norm=d2**0.5,
+        lost_share=lost / max(1, asked),
+    )
