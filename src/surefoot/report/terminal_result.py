@@ -1,0 +1,287 @@
+"""The last panels as text: where the update led."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from surefoot.microscope.panels import (
+    Mountain,
+    Position,
+    Weights,
+)
+from surefoot.microscope.slide import Opened
+from surefoot.report.glyphs import (
+    bar,
+    fixed,
+    height,
+    number,
+    plot,
+    probability,
+    rebinned,
+    share,
+    signed,
+    strip,
+    visible,
+)
+from surefoot.report.terminal_parts import (
+    BLUE,
+    BOTH,
+    ORANGE,
+    TOKEN,
+    grid,
+    heading,
+    indented,
+    line,
+    marked,
+    notable,
+)
+
+LINES = 5
+"""Of a histogram."""
+MOUNTAIN_LINES = 8
+
+
+# 8: weights ----------------------------------------------------------------------------------------------------
+
+
+def weights(opened: Opened, width: int) -> list[RenderableType]:
+    """Panel 8: all weights before and after, what changed, and what rounding would lose."""
+    recorded = opened.slide.weights
+    found = heading(
+        "8  The weights before and after",
+        "How many weights have which value, old in blue and new in orange. One step moves them so little that "
+        "the two mostly coincide; so below, the difference of the counts, and how far weights moved.",
+    )
+    if recorded is None:
+        return [*found, line("They were not recorded.")]
+    found += _overlay(recorded, min(width - 6, 72))
+    moved = rebinned(recorded.change.counts, min(width - 30, 48))
+    drawn = "".join(" " if not count else height(count, max(moved)) for count in moved)
+    edges = recorded.change.edges
+    if any(moved):
+        found.append(line(f"how far, |Δ|: 1e{number(edges[0], 3)} {drawn} 1e{number(edges[-1], 3)}"))
+    norms = f"‖Δ‖ / ‖θ‖ = {number(recorded.update_norm)} / {number(recorded.weight_norm)}"
+    found.append(line(f"{norms} = {number(recorded.update_ratio, 3)}, over {recorded.count:,} weights."))
+    found.append(
+        line(
+            f"Rounding: the update moves {recorded.asked:,} weights; {share(recorded.lost_share)} of them are the "
+            f"same in bf16 as before ({recorded.lost_means})."
+        )
+    )
+    return found
+
+
+def _overlay(recorded: Weights, width: int) -> list[RenderableType]:
+    """Two histograms over each other, on a logarithmic scale, and the difference of their counts."""
+    old, new = rebinned(recorded.before.counts, width), rebinned(recorded.after.counts, width)
+    times = max(1, width // len(old))
+    top = math.log1p(max([*old, *new])) or 1.0
+    found: list[RenderableType] = []
+    for level in range(LINES - 1, -1, -1):
+        row = Text("    ")
+        for a, b in zip(old, new, strict=True):
+            # Eighths of this cell that each histogram fills.
+            fill = [min(8, max(0, round((math.log1p(n) / top * LINES - level) * 8))) for n in (a, b)]
+            both = abs(fill[0] - fill[1]) <= 1
+            style = BOTH if both else BLUE if fill[0] > fill[1] else ORANGE
+            block = " " if not max(fill) else height(max(fill) - 1, 8)
+            if max(fill) and not both:
+                block = "o" if fill[0] > fill[1] else "n"
+            row.append(block * times, style)
+        found.append(row)
+    low, high = number(recorded.before.edges[0], 3), number(recorded.before.edges[-1], 3)
+    middle = f"{'log count':^{max(0, len(old) * times - len(low) - len(high))}}"
+    found.append(Text(f"    {low}{middle}{high}"))
+    change = [float(b - a) for a, b in zip(old, new, strict=True)]
+    largest = max(map(abs, change), default=0.0)
+    if largest:
+        drawn = Text("    ")
+        for value in change:
+            drawn.append(strip([value], largest, 1) * times, ORANGE if value > 0 else BLUE)
+        found += [
+            drawn,
+            Text(f"    new − old: from {min(change):+,.0f} to {max(change):+,.0f}".replace("-", "−")),
+        ]
+    key = Text("    ").append("blue, o", BLUE).append(": only old   ").append("orange, n", ORANGE)
+    return [*found, key.append(": only new   ").append("█", BOTH).append(": both")]
+
+
+# 9: the mountain -------------------------------------------------------------------------------------------------
+
+
+def mountain(opened: Opened, width: int) -> list[RenderableType]:
+    """Panel 9: the loss along this update, the slope where it began, and where it landed."""
+    recorded = opened.slide.mountain
+    found = heading(
+        "9  The mountain",
+        "Loss is the altitude, the weights are where you stand. Walking on along this update: 0 is before it, 1 "
+        "is where it landed, and the dotted line is the slope that the gradient saw.",
+    )
+    if recorded is None:
+        return [*found, line("It was not measured.")]
+    heights = [value for value in recorded.losses if math.isfinite(value)]
+    if len(heights) < 2:
+        return [*found, line("The loss is not finite along it.")]
+    drawn = min(width - 18, 64)
+    points, box = _points(recorded, drawn, min(heights), max(heights))
+    lines, box = plot([*box, *points], drawn, MOUNTAIN_LINES)
+    for n, row in enumerate(lines):
+        label = box[3] if n == 0 else box[2] if n == len(lines) - 1 else None
+        text = Text(f"  {'' if label is None else fixed(label, 4):>9} │")
+        for character in row:
+            text.append(
+                character, {"◆": f"bold {ORANGE}", "○": f"bold {BLUE}", "·": "dim"}.get(character, "")
+            )
+        found.append(text)
+    axis = [" "] * drawn
+    for x in dict.fromkeys((box[0], 0.0, 1.0, box[1])):
+        label = number(x, 3)
+        column = round((x - box[0]) / (box[1] - box[0]) * (drawn - 1))
+        start = min(max(0, column - len(label) // 2), drawn - len(label))
+        axis[start : start + len(label)] = label
+    found.append(Text(f"  {'':>9} └{'─' * drawn}"))
+    found.append(Text(f"  {'':>9}  {''.join(axis).rstrip()}"))
+    found.append(
+        line(
+            f"○ before{_altitude(recorded, 0)}   ◆ landed{_altitude(recorded, 1)}   ● measured   · slope "
+            f"{signed(recorded.slope)}"
+        )
+    )
+    found.append(line(_landing(recorded)))
+    return [*found, line(f"{recorded.caption} (probe: {recorded.probe})", "italic")]
+
+
+def _points(
+    recorded: Mountain, width: int, low: float, high: float
+) -> tuple[list[tuple[float, float, str]], list[tuple[float, float, str]]]:
+    """What is drawn, later points over earlier ones, and two corners that hold the frame."""
+    known = [(x, y) for x, y in zip(recorded.along, recorded.losses, strict=True) if math.isfinite(y)]
+    left, right = min(x for x, _ in known), max(x for x, _ in known)
+    start = next((y for x, y in known if x == 0), None)
+    points: list[tuple[float, float, str]] = []
+    if start is not None:
+        for n in range(0, width, 2):
+            x = left + (right - left) * n / (width - 1)
+            y = start + recorded.slope * x
+            if low <= y <= high:
+                points.append((x, y, "·"))
+    points += [
+        (x, y, "○" if x == 0 else "◆" if x == 1 else "●")
+        for x, y in sorted(known, key=lambda p: p[0] in (0, 1))
+    ]
+    return points, [(left, low, " "), (right, high, " ")]
+
+
+def _altitude(recorded: Mountain, at: float) -> str:
+    return next(
+        (f" {fixed(y, 4)}" for x, y in zip(recorded.along, recorded.losses, strict=True) if x == at), ""
+    )
+
+
+def _landing(recorded: Mountain) -> str:
+    bend = f"curvature {signed(recorded.curvature)}"
+    lowest = recorded.lowest_at
+    if lowest is None:
+        return f"The ground curves down ({bend}): on the local parabola there is no lowest point."
+    where = "short of" if lowest > 1 else "past"
+    if abs(lowest - 1) < 0.05:
+        return f"On the local parabola ({bend}) the step landed at the lowest point."
+    return f"On the local parabola ({bend}) the lowest point is at {number(lowest, 3)}: the step ended {where} it."
+
+
+# 10, 11: after -------------------------------------------------------------------------------------------------
+
+
+def after(opened: Opened, position: Position, width: int) -> list[RenderableType]:
+    """Panel 10: the same prediction after the update, and whose doing it is."""
+    found = heading(
+        "10  The prediction after",
+        "The same question to the new weights. The last two columns say whose part it is: p with only the head "
+        "new, and with only the rest, the body, new.",
+    )
+    if position.loss_after is None:
+        return [*found, line("It was not measured.")]
+    table = grid("  token", ">p before", ">p after", "", ">rank", ">head only", ">body only")
+    for one in notable(position, 6):
+        if one.p_after is None:
+            continue
+        rank = (
+            f"{one.rank_before:,}"
+            if one.rank_after == one.rank_before
+            else f"{one.rank_before:,} → {one.rank_after:,}"
+        )
+        arrow = Text("▲", ORANGE) if one.p_after > one.p_before else Text("▼", BLUE)
+        parts = ("–" if p is None else probability(p) for p in (one.p_head, one.p_body))
+        table.add_row(marked(one), probability(one.p_before), probability(one.p_after), arrow, rank, *parts)
+    found.append(indented(table))
+    losses = f"{fixed(position.loss_before, 4)} → {fixed(position.loss_after, 4)}"
+    loss = f"−ln p of {visible(position.target, TOKEN)}: {losses}"
+    entropy = (
+        ""
+        if position.entropy_after is None
+        else (f"; entropy {fixed(position.entropy_before)} → {fixed(position.entropy_after)}")
+    )
+    moved = "" if position.kl is None else f"; the whole prediction moved by KL {number(position.kl, 3)} nats"
+    found.append(line(f"{loss}{entropy}{moved}"))
+    for one in opened.slide.watched:
+        later = "" if one.p_after is None else f" → {probability(one.p_after)}"
+        found.append(line(f"The whole answer “{one.text}”: p {probability(one.p_before)}{later}"))
+    return found
+
+
+def promised(opened: Opened, width: int) -> list[RenderableType]:
+    """Panel 11: what the slope promised, and what the step gave."""
+    slide = opened.slide
+    found = heading(
+        "11  Promised and obtained",
+        "The gradient is a slope, good for small steps. Slope times step, g·Δ, is what it promised; the loss "
+        "measured again is what the step gave. They part where the ground curves.",
+    )
+    if slide.loss_after is None or slide.obtained is None:
+        return [
+            *found,
+            line(f"Loss before: {fixed(slide.loss_before, 4)}. After the step it was not measured."),
+        ]
+    loss = f"loss {fixed(slide.loss_before, 4)} → {fixed(slide.loss_after, 4)}"
+    if slide.promised is not None:
+        kept = f" ({share(slide.obtained / slide.promised)} of it)" if slide.promised else ""
+        loss += f": promised {signed(slide.promised)}, obtained {signed(slide.obtained)}{kept}"
+    return [*found, line(loss, "bold")]
+
+
+def asked_for(opened: Opened, width: int) -> list[RenderableType]:
+    """Panel 12, if it was asked for: gradient noise scale, and which examples pushed a target which way."""
+    slide = opened.slide
+    found: list[RenderableType] = []
+    if slide.noise:
+        found += heading(
+            "12  The gradient's noise",
+            "Micro-batches disagree about the direction; the noise scale says how many targets a step needs until "
+            "the signal outweighs that noise.",
+        )
+        for one in slide.noise:
+            scale = (
+                "too few targets to tell" if one.noise_scale is None else f"{number(one.noise_scale)} targets"
+            )
+            found.append(
+                line(
+                    f"from parts of {number(one.part)} in a step of {number(one.batch)}: {scale}   "
+                    f"(|G|² {number(one.grad_norm_squared, 3)}, S {number(one.trace, 3)})"
+                )
+            )
+    for influence in slide.influence:
+        target = slide.positions[influence.position]
+        found += heading(
+            f"Who pushed {visible(target.target, TOKEN)}?",
+            "By the head's gradient alone: below 0, the example made this target likelier.",
+        )
+        ordered = sorted(influence.examples, key=lambda e: e[1])
+        shown = ordered if len(ordered) <= 8 else [*ordered[:4], *ordered[-4:]]
+        largest = max((abs(push) for _, push in shown), default=0.0)
+        for where, push in shown:
+            style = ORANGE if push < 0 else BLUE
+            found.append(line(f"{signed(push):>12}  {bar(abs(push), largest, 16):<16}  {where}", style))
+    return found
