@@ -29,6 +29,7 @@ ORDER = [
     ["events"],
     ["train.hardware", "train.interrupt", "train.optim", "train.progress"],
     ["train.recompute", "train.restored"],
+    ["train.distributed"],
     ["train.memory"],
     ["train.remembered"],
     ["train.step", "train.checkpoint"],

@@ -9,9 +9,10 @@ Shapes: T slots, N targets, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,32 @@ TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """Relative difference of logits that rounding explains, by the weights' type; 1e-5 in fp32 and float64."""
 BRIEF = 64
 """Tokens that an example is cut to for `look_at`."""
+EMPTY = Forest(
+    examples=(),
+    ids_T=torch.zeros(1, dtype=torch.int64),
+    position_T=torch.zeros(1, dtype=torch.int64),
+    subtree_end_T=torch.ones(1, dtype=torch.int64),
+    target_slot_N=torch.zeros(0, dtype=torch.int64),
+    label_N=torch.zeros(0, dtype=torch.int64),
+    weight_N=torch.zeros(0, dtype=torch.float64),
+    target_example_N=torch.zeros(0, dtype=torch.int64),
+)
+"""Goes through the whole model, and its gradient is zero."""
+Result = TypeVar("Result")
+
+
+class Root(torch.nn.Module):
+    """The outermost unit of a sharded model: what runs as its forward pass finds the weights whole.
+
+    `fully_shard` gathers a unit's weights when the unit is called, and our loss is no module of the model's.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        return compute()
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,8 @@ class Network:
     others."""
     reasons: tuple[str, ...] = ()
     """Why a slower path was taken."""
+    root: Root | None = None
+    """What the model is called through if its weights are sharded over processes."""
 
     @property
     def core(self) -> PreTrainedModel:
@@ -65,8 +94,11 @@ class Network:
             if self.packed:
                 stack.enter_context(attending_forests(self.core))
             if self.product_dtype is not None:
-                # An outer autocast keeps the bf16 copies of the weights for all micro-batches of the step.
-                stack.enter_context(torch.autocast(self.device.type, self.product_dtype))
+                # An outer autocast keeps the bf16 copies of the weights for all micro-batches of the step; of
+                # sharded weights, that would be the whole model on each rank.
+                stack.enter_context(
+                    torch.autocast(self.device.type, self.product_dtype, cache_enabled=self.root is None)
+                )
             stack.enter_context(fast_adapters(self.model, self.product_dtype))
             yield
 
@@ -78,11 +110,34 @@ class Network:
         return [batch for side in sides for batch in plan(side, budget, self.merged)]
 
     def plant(self, examples: Sequence[Example]) -> Forest:
-        """The forest of a micro-batch, on the model's device."""
-        return plant(examples, self.merged).to(self.device)
+        """The forest of a micro-batch, on the model's device; of no examples, one slot without a target."""
+        forest = plant(examples, self.merged) if examples else EMPTY
+        return forest.to(self.device)
+
+    def gathered(self, compute: Callable[[], Result]) -> Result:
+        """`compute()`, with the weights of a sharded model whole while it runs: those outside the decoder layers
+        at once, a layer's when the layer is called. All ranks must call it. Not to be nested.
+
+        Gradients flow through the tensors it returns; with gradients on, a backward pass must follow.
+        """
+        if self.root is None:
+            return compute()
+        found = self.root(compute)
+        if not torch.is_grad_enabled():  # else the backward pass does it
+            self.root.reshard()  # pyright: ignore[reportCallIssue]  # fully_shard has made it an FSDPModule
+        return found
+
+    @property
+    def present_head(self) -> Head | None:
+        """The head with its weights as they are at this moment: of a sharded model, whole inside `gathered`,
+        DTensors outside."""
+        module = self.core.get_output_embeddings()
+        if self.head is None or self.root is None or not isinstance(module, torch.nn.Linear):
+            return self.head
+        return replace(self.head, weight_VD=module.weight, bias_V=module.bias)
 
     def hidden(self, forest: Forest) -> torch.Tensor:
-        """Last hidden states [T, D] of every slot."""
+        """Last hidden states [T, D] of every slot. Of a sharded model: inside `gathered`."""
         body = self.core.base_model
         assert isinstance(body, torch.nn.Module)
         if self.packed:
@@ -97,7 +152,7 @@ class Network:
 
     def logits(self, forest: Forest) -> torch.Tensor:
         """Logits [N, V] of the targets by the model's own forward; logits of other slots are not computed
-        where the model can help it."""
+        where the model can help it. Of a sharded model: inside `gathered`."""
         parts = []
         for index, (start, end) in enumerate(forest.trees):
             slot = forest.target_slot_N[forest.target_example_N == index] - start
@@ -108,12 +163,15 @@ class Network:
 
     def loss(self, forest: Forest, divisor: float) -> tuple[torch.Tensor, TargetStats]:
         """Σ weight · −log p over the forest's targets, divided by `divisor`, and what is known of each target."""
-        weight_N = forest.weight_N / divisor
-        if self.head is None:
+        return self.gathered(lambda: self._loss(forest, forest.weight_N / divisor))
+
+    def _loss(self, forest: Forest, weight_N: torch.Tensor) -> tuple[torch.Tensor, TargetStats]:
+        head = self.present_head
+        if head is None:
             logits_NV = self.logits(forest)
             return naive_loss(logits_NV, forest.label_N, weight_N), naive_stats(logits_NV, forest.label_N)
         hidden_ND = self.hidden(forest)[forest.target_slot_N]
-        return target_loss(hidden_ND, self.head, forest.label_N, weight_N, self.product_dtype)
+        return target_loss(hidden_ND, head, forest.label_N, weight_N, self.product_dtype)
 
 
 def unwrapped(model: torch.nn.Module) -> PreTrainedModel:

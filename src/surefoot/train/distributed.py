@@ -1,0 +1,196 @@
+"""One step on several processes (ranks): weights sharded by FSDP2, examples divided, one result.
+
+1. `shard` cuts every weight into rows, one piece a rank: each decoder layer is a unit, all else the root.
+2. `micro_batches` divides a step's examples among the ranks. A rank that has nothing left goes on with empty
+   micro-batches: gathering weights and reducing gradients takes all ranks, layer by layer.
+3. Every rank divides by the divisor of the whole step and gradients are added up, so the sum over ranks is the
+   step's gradient. After a backward pass `.grad` holds this rank's rows of it.
+4. What is said of a whole tensor (`total_norm`, `rows`) is made of the shards (`local`, `offset`) by `add_up`.
+
+All of it works without a process group too: one rank, whole tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
+
+from surefoot.data.forest import plant
+from surefoot.data.rows import Example
+from surefoot.model.network import Network, Root
+from surefoot.train.optim import Optimizers
+from surefoot.train.recompute import decoder_layers
+
+PIECES = 4
+"""A rank's share of a step is put together of about so many pieces: more balance better, fewer keep more examples
+beside those that they share a prefix with."""
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes take a step together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# The model ---------------------------------------------------------------------------------------------
+
+
+def shard(network: Network, mesh: DeviceMesh | None = None) -> Network:
+    """The same network with its model's weights sharded, in place, over the ranks of `mesh` (default: all).
+
+    Every rank must hold the same weights. The parameters are other objects afterwards (DTensors, cut along their
+    first dimension), so an optimizer is built after this. Raises ValueError for a model with 0-dimensional
+    weights.
+    """
+    assert network.root is None, "the model is sharded already"
+    mesh = mesh or init_device_mesh(network.device.type, (ranks(),))
+    root = Root(network.model)
+    for module in [*reversed(decoder_layers(network.model)), root]:  # what is inside of another comes first
+        _unit(module, mesh)
+    sharded = replace(network, root=root)
+    return replace(sharded, head=sharded.present_head)
+
+
+def _unit(module: torch.nn.Module, mesh: DeviceMesh) -> None:
+    """Shard what of `module` is in no other unit yet."""
+    types = {p.dtype for p in module.parameters() if p.requires_grad}
+    narrow = any(torch.finfo(dtype).bits < 32 for dtype in types)
+    policy = MixedPrecisionPolicy(
+        reduce_dtype=torch.float32 if narrow else None,  # None: the gradient's own
+        cast_forward_inputs=False,
+    )
+    unit = fully_shard(module, mesh=mesh, mp_policy=policy)
+    assert isinstance(unit, FSDPModule)
+    unit.set_gradient_divide_factor(1.0)  # the sum over ranks, not their mean
+    unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    unit.set_reduce_scatter_unused_params(True)  # such as the head of an empty micro-batch
+
+
+def shard_state(optimizers: Optimizers) -> None:
+    """Let Adafactor begin with sharded averages of rows and columns: its own would be plain tensors, which do not
+    mix with sharded gradients. Other optimizers make their state in the likeness of the weights."""
+    for part in optimizers.parts:
+        weights = [p for group in part.param_groups for p in group["params"]]
+        for weight in weights if type(part).__name__ == "Adafactor" else ():
+            if isinstance(weight, DTensor) and weight.ndim >= 2:
+                kind = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype
+                of_rows, of_columns = weight.shape[:-1], weight.shape[:-2] + weight.shape[-1:]
+                columns_placed = Shard(0) if weight.ndim > 2 else Replicate()
+                mesh = weight.device_mesh
+                part.state[weight] = {
+                    "step": 0,
+                    "RMS": 0,
+                    "exp_avg_sq_row": zeros(of_rows, dtype=kind, device_mesh=mesh, placements=[Shard(0)]),
+                    "exp_avg_sq_col": zeros(
+                        of_columns, dtype=kind, device_mesh=mesh, placements=[columns_placed]
+                    ),
+                }
+
+
+# The work ----------------------------------------------------------------------------------------------
+
+
+def micro_batches(network: Network, examples: Sequence[Example], budget: int) -> list[list[Example]]:
+    """This rank's micro-batches of a step, of at most `budget` slots; as many on every rank, the last ones empty
+    where a rank has less to do. Every rank knows them all without asking."""
+    if ranks() == 1:
+        return network.plan(examples, budget)
+    assert network.root is not None, "several processes, and the model is not sharded"
+    if not network.packed:  # each tree is a forward pass of its own, and all ranks must run as many
+        budget = 1
+    plans = [network.plan(share, budget) for share in divide(network, examples, ranks())]
+    own, rounds = plans[rank()], max(map(len, plans))
+    return own + [[] for _ in range(rounds - len(own))]
+
+
+def divide(network: Network, examples: Sequence[Example], count: int) -> list[list[Example]]:
+    """A step's examples in `count` shares of about equal slots, each in the step's order.
+
+    Pieces that share prefixes stay together; the largest left goes to the share that has the least.
+    """
+    merged = network.merged and network.packed
+    whole = plant(examples, merged).slots
+    pieces = network.plan(examples, max(1, math.ceil(whole / (PIECES * count))))
+    sizes = [plant(piece, merged).slots for piece in pieces]
+    order = {id(example): index for index, example in enumerate(examples)}
+    shares: list[list[Example]] = [[] for _ in range(count)]
+    load = [0] * count
+    for size, piece in sorted(zip(sizes, pieces, strict=True), key=lambda sized: -sized[0]):
+        least = load.index(min(load))
+        shares[least] += piece
+        load[least] += size
+    return [sorted(share, key=lambda example: order[id(example)]) for share in shares]
+
+
+# Numbers and tensors -----------------------------------------------------------------------------------
+
+
+def add_up(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the ranks' tensors, the same bits on all; with one rank, `tensor` itself."""
+    if ranks() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def add_up_numbers(values: Iterable[float]) -> list[float]:
+    """The sums of the ranks' numbers, place by place."""
+    values = list(values)
+    if ranks() == 1:
+        return values
+    device = "cpu" if dist.get_backend() == "gloo" else "cuda"
+    return add_up(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of a sharded tensor, or the tensor; detached, in the same memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_row(tensor: torch.Tensor) -> int:
+    """Which row of the whole tensor is the first of `local(tensor)`; one past the last if this rank has none."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    assert tensor.placements == (Shard(0),), tensor.placements
+    size = math.ceil(len(tensor) / tensor.device_mesh.size())
+    return min(len(tensor), size * tensor.device_mesh.get_local_rank())
+
+
+def offset(tensor: torch.Tensor) -> int:
+    """Where `local(tensor)` begins in the whole tensor, flattened. A shard is a run of it."""
+    return first_row(tensor) * math.prod(tensor.shape[1:])
+
+
+def rows(tensor: torch.Tensor, index: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Some rows of a tensor, the same on every rank; no more than these is gathered. All ranks must ask for the
+    same."""
+    mine, start = local(tensor), first_row(tensor)
+    index = torch.as_tensor(index, device=mine.device)
+    if not isinstance(tensor, DTensor):
+        return mine[index]
+    found = mine.new_zeros(len(index), *mine.shape[1:])
+    here = (index >= start) & (index < start + len(mine))
+    found[here] = mine[index[here] - start]
+    return add_up(found)
+
+
+def total_norm(tensors: Sequence[torch.Tensor]) -> float:
+    """Norm of all tensors as one vector, made of the shards: one number goes between the ranks."""
+    own = torch.nn.utils.get_total_norm([local(tensor) for tensor in tensors]).item()
+    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+        return own
+    assert all(isinstance(tensor, DTensor) for tensor in tensors), "some weights are sharded, some are not"
+    return math.sqrt(add_up_numbers([own * own])[0])
