@@ -150,6 +150,8 @@ class AlertEvent(Event):
     """Something the user should know of."""
 
     type: ClassVar[str] = "alert"
+    kind: str
+    """turn end, not finite, no target, high loss, lost updates, no gradient, or slide: found on an opened step."""
     message: str
 
 

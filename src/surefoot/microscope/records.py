@@ -6,6 +6,7 @@ tensor is read in pieces that stay in the processor's cache.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, fields
 
 import torch
@@ -38,13 +39,26 @@ class Recorder:
 
     def __init__(self) -> None:
         self.found: dict[str, TensorNumbers] = {}
+        self.narrow = (0.0, 0.0)
+        """Of bf16 weights: entries that an update would move, and those of them that it did not."""
+        self.seconds = 0.0
 
     def __call__(self, turn: Turn, change: Change) -> None:
-        assert turn.weight.grad is not None
-        old = local(turn.weight.detach()).clone()
+        started = time.perf_counter()
+        old = local(turn.weight).clone()
+        copied = time.perf_counter()
         turn.step()
-        new, grad = local(turn.weight.detach()), local(turn.weight.grad)
-        self.found[turn.name] = numbers(old, new, grad, change.clip_factor)
+        stepped = time.perf_counter()
+        self.add(turn, change, old)
+        self.seconds += time.perf_counter() - stepped + copied - started
+
+    def add(self, turn: Turn, change: Change, old: torch.Tensor) -> None:
+        """Compare a tensor that has had its turn with its `old` values."""
+        assert turn.weight.grad is not None
+        found, asked, lost = numbers(old, local(turn.weight), local(turn.weight.grad), change.clip_factor)
+        self.found[turn.name] = found
+        if turn.weight.dtype.itemsize == 2:
+            self.narrow = self.narrow[0] + asked, self.narrow[1] + lost
 
     def columns(self, names: list[str]) -> dict[str, list[float]]:
         """The numbers of the tensors `names`, a list of each; 0 for one that had no gradient."""
@@ -54,8 +68,12 @@ class Recorder:
 
 
 @torch.no_grad()
-def numbers(old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_factor: float) -> TensorNumbers:
+def numbers(
+    old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_factor: float
+) -> tuple[TensorNumbers, float, float]:
     """Compare the local parts of a tensor before and after; sums go over all ranks that hold a part.
+
+    Also returns how many entries the update would move, and how many of these are the same in bf16.
 
     bf16 weights count as moved by the update where their gradient is not 0: what was lost left no trace.
     """
@@ -74,10 +92,11 @@ def numbers(old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_facto
         sums[:6] += torch.stack([*(x.double() for x in squares), *(x.double() for x in counted)])
     sums[6] = old.numel()
     g2, a2, d2, nonzero, asked, lost, entries = add_up(sums).tolist()
-    return TensorNumbers(
+    found = TensorNumbers(
         grad_norm=g2**0.5 / clip_factor,
         zero_share=1 - nonzero / max(1, entries),
         weight_norm=a2**0.5,
         update_norm=d2**0.5,
         lost_share=lost / max(1, asked),
     )
+    return found, asked, lost

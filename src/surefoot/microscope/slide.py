@@ -66,7 +66,8 @@ class Slide(Part):
     backward: Backward
     layers: list[Layer]
     tensors: list[TensorRecord]
-    optimizer: OptimizerRecord
+    optimizer: OptimizerRecord | None
+    """None where the update was refused before it began: loss or gradient were not finite."""
     chosen: list[ChosenWeight]
     weights: Weights | None
     mountain: Mountain | None = None

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers import PreTrainedTokenizerBase
 
 from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset
@@ -27,55 +25,16 @@ from surefoot.events import (
     StepEvent,
     WatchEvent,
 )
+from surefoot.microscope.run import Microscope
 from surefoot.model.network import Network
 from surefoot.train import checkpoint, hardware
+from surefoot.train.callbacks import Callbacks
 from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match, probabilities, tokenise_watch
 from surefoot.train.optim import Optimizers
 from surefoot.train.progress import ProgressBar
 from surefoot.train.setup import make_renderer
 from surefoot.train.step import Change, Losses
-
-
-class Callbacks:
-    """Hugging Face's own callbacks and reporters, driven by their own handler."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        args: SFTConfig,
-        callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
-    ) -> None:
-        self.args = args
-        self.state = TrainerState()
-        self.control = TrainerControl()
-        reporters = _reporters(args.report_to)
-        # The handler wants the flow callback to be there; when to log and save is decided here, not by it.
-        self.handler: Any = CallbackHandler(
-            [DefaultFlowCallback, *reporters, *callbacks], model, tokenizer, None, None
-        )
-        self.handler.remove_callback(DefaultFlowCallback)
-        self.tell("on_init_end")
-
-    def tell(self, event: str, **what: Any) -> None:
-        """Call `event` on every callback."""
-        self.control = (
-            self.handler.call_event(event, self.args, self.state, self.control, **what) or self.control
-        )
-
-
-def _reporters(report_to: str | list[str]) -> list[type[TrainerCallback]]:
-    names = [report_to] if isinstance(report_to, str) else report_to
-    names = [name for name in names if name not in ("none", "")]
-    if not names:
-        return []
-    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-
-    try:
-        return get_reporting_integration_callbacks(names)
-    except ValueError as error:
-        raise UserError(f"report_to: {error}") from None
 
 
 class Between:
@@ -90,6 +49,7 @@ class Between:
         tokenizer: PreTrainedTokenizerBase,
         eval_data: dict[str, Dataset],
         optimizers: Optimizers,
+        model_name: str,
         progress: Progress,
         callbacks: Callbacks,
         total_steps: int,
@@ -100,6 +60,15 @@ class Between:
         self.callbacks, self.total_steps, self.steps_per_epoch = callbacks, total_steps, steps_per_epoch
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
+        self.microscope = Microscope(
+            run=run,
+            args=args,
+            network=network,
+            tokenizer=tokenizer,
+            optimizers=optimizers,
+            model_name=model_name,
+            watched=self.watched,
+        )
         self.bar = None if args.disable_tqdm else ProgressBar()
         self.enough = False
         self.predicted_peak_bytes = 0
@@ -143,12 +112,14 @@ class Between:
         self.progress = checkpoint.load(path, self.network.model, self.optimizers)
         if path.resolve().parent == self.run.checkpoints.resolve():
             self.run.keep_events(self.progress.events_size)
+            self.microscope.resume()
         else:
             self.run.claim(self.args.overwrite_output_dir)
         return self.progress
 
     def after(self, step: int, found: Losses, change: Change, seconds: float) -> None:
-        """All that follows an update."""
+        """All that follows an update; `seconds` is what it took."""
+        seconds -= self.microscope.seconds
         args, state = self.args, self.callbacks.state
         self.progress.step = step + 1
         self.progress.num_tokens += found.tokens
@@ -173,6 +144,7 @@ class Between:
         )
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
+        self.microscope.tell(self.emit)
         self._add_up(done)
         self.callbacks.tell("on_step_end")
         epoch_ends = done.step % self.steps_per_epoch == 0

@@ -73,6 +73,8 @@ def losses(
     random state alone).
     """
     divisor = divisor_of(examples)
+    if divisor == 0:
+        return _nothing(examples)
     nll: dict[int, float] = {}
     total = correct = entropy = 0.0
     slots = 0
@@ -106,6 +108,12 @@ def losses(
         entropy=entropy / supervised,
         examples=tuple(ExampleLoss(e.where, nll[i], e.targets) for i, e in enumerate(examples)),
     )
+
+
+def _nothing(examples: Sequence[Example]) -> Losses:
+    """The losses of a step without a target."""
+    each = tuple(ExampleLoss(e.where, 0.0, e.targets) for e in examples)
+    return Losses(0.0, sum(e.tokens for e in examples), 0, 0, 0, 0.0, 0.0, each)
 
 
 def _sum_by_example(nll_N: torch.Tensor, forest: Forest) -> list[float]:
@@ -146,7 +154,7 @@ def update(optimizers: Optimizers, max_grad_norm: float, stepping: Stepping | No
     if stepping is None:
         optimizers.step()
     else:
-        for turn in turns:
+        for turn in sorted(turns, key=lambda turn: turn.weight.numel()):  # the largest last
             stepping(turn, change)
     optimizers.zero_grad()
     return change

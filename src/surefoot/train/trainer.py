@@ -25,7 +25,8 @@ from surefoot.errors import UserError
 from surefoot.events import RunFolder, StartEvent
 from surefoot.model.load import save, stop_at
 from surefoot.train import hardware
-from surefoot.train.between import Between, Callbacks
+from surefoot.train.between import Between
+from surefoot.train.callbacks import Callbacks
 from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.interrupt import Interrupted, asked_to_stop
@@ -35,7 +36,7 @@ from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
 from surefoot.train.selfcheck import quick
 from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
-from surefoot.train.step import Change, Losses, NotFinite, losses, update
+from surefoot.train.step import Change, Losses, NotFinite
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -114,8 +115,8 @@ class SFTTrainer:
                     started = time.perf_counter()
                     self._set_learning_rate(optimizers, step, total_steps)
                     examples = data.of_rows(sampler.step(step).tolist())
-                    found = self._backprop(examples, step)  # predict, loss, backprop
-                    change = self._update(optimizers, examples, step)
+                    found = self._backprop(between, examples, step)  # predict, loss, backprop
+                    change = self._update(between, examples, step)
                     between.after(step, found, change, time.perf_counter() - started)  # log, evaluate, save
             seconds = time.perf_counter() - run_started
             if stop.signal is not None:
@@ -126,16 +127,17 @@ class SFTTrainer:
             self.save_model()
             return between.end("stopped early" if between.enough else "finished", seconds)
 
-    def _backprop(self, examples: list[Example], step: int) -> Losses:
+    def _backprop(self, between: Between, examples: list[Example], step: int) -> Losses:
         """Predict, compare, and add up the gradient of the step's loss; dropout follows from (seed, step)."""
         budget, seed = self.progress.micro_batch_tokens, self.args.seed * 1_000_003 + step * 1_009
-        return losses(self.network, examples, budget, backprop=True, seed=seed)
+        return between.microscope.losses(examples, step + 1, budget, seed)
 
-    def _update(self, optimizers: Optimizers, examples: list[Example], step: int) -> Change:
+    def _update(self, between: Between, examples: list[Example], step: int) -> Change:
         """Clip and step. Raises NotFinite, naming the rows, before an update that would destroy the weights."""
         try:
-            return update(optimizers, self.args.max_grad_norm)
+            return between.microscope.update(step + 1)
         except NotFinite as error:
+            between.microscope.tell(between.emit)
             rows = ", ".join(dict.fromkeys(example.where for example in examples))
             raise NotFinite(f"step {step + 1}: {error}; nothing was updated. Rows: {rows}") from None
 
@@ -197,6 +199,7 @@ class SFTTrainer:
             tokenizer=self.processing_class,
             eval_data=self.eval_data,
             optimizers=optimizers,
+            model_name=self.prepared.name,
             progress=self.progress,
             callbacks=self.callbacks,
             total_steps=total_steps,
@@ -206,6 +209,7 @@ class SFTTrainer:
             self.progress = between.resume(resume)
         else:
             self.run.claim(self.args.overwrite_output_dir)
+        between.microscope.first_look(data.some(LOOKED_AT))
         plan = self._plan(data, optimizers, total_steps, resumed=bool(resume))
         between.progress = self.progress
         between.predicted_peak_bytes = plan.predicted_peak_bytes
@@ -214,6 +218,7 @@ class SFTTrainer:
             name: {"fingerprint": data.fingerprint, "ledger": data.ledger.to_dict()}
             for name, data in self._named()
         }
+        content["tensors"] = between.microscope.names
         content |= {"total_steps": total_steps, "check": self.verdict.to_dict(), "plan": asdict(plan)}
         self.run.write_config(content)
         between.start(

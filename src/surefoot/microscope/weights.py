@@ -1,0 +1,254 @@
+"""Panels 5, 6 and 7: every weight tensor from its gradient to its stored value, watched as the optimizer goes.
+
+The optimizer steps one tensor at a time, the largest last; around each turn the tensor's old values are kept, and
+its arithmetic is gone through again. So one tensor is all that is ever held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from surefoot.microscope.arithmetic import TensorStep
+from surefoot.microscope.ground import Ground, NoMountain
+from surefoot.microscope.histogram import Counts
+from surefoot.microscope.independent import refusal
+from surefoot.microscope.panels import ChosenWeight, OptimizerRecord, TensorRecord, Weights
+from surefoot.microscope.predict import Look
+from surefoot.microscope.records import Recorder
+from surefoot.microscope.replay import Replay, Sums
+from surefoot.microscope.spell import Speller
+from surefoot.model.loss import Head
+from surefoot.model.network import Network
+from surefoot.train.distributed import add_up, add_up_numbers, local, offset
+from surefoot.train.optim import Optimizers, Turn
+from surefoot.train.step import Change
+
+
+class WeightsWatch:
+    """Steps each weight in its turn (a `Stepping`), and keeps what became of it."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizers: Optimizers,
+        layer_of: Mapping[str, str],
+        look: Look,
+        ground: Ground | None,
+        recorder: Recorder | None,
+        speller: Speller,
+    ) -> None:
+        self.refused = next((why for part in optimizers.parts if (why := refusal(part))), None)
+        self.ground = ground if self.refused is None else None
+        self.slope = 0.0
+        """g·Δ over all weights so far, g not clipped."""
+        self.chosen: list[ChosenWeight] = []
+        self.notes: list[str] = []
+        if self.refused is not None:
+            self.notes.append(f"what the optimizer did to the weights is not recorded: {self.refused}")
+        self._optimizers, self._layer_of, self._recorder = optimizers, layer_of, recorder
+        self._head = network.head.weight_VD if network.head is not None else None
+        self._old_head: torch.Tensor | None = None
+        self._counts = Counts(network.device)
+        turns = optimizers.turns()
+        self._updates_before = _updates(optimizers)
+        self._records = {turn.name: _before(turn, layer_of[turn.name]) for turn in turns}
+        self._square = sum(record.grad_norm**2 for record in self._records.values())
+        self._picks = self._pick(turns, look, speller)
+
+    def __call__(self, turn: Turn, change: Change) -> None:
+        old = local(turn.weight).clone()
+        if self.ground is not None:
+            self._keep("keep_before", turn)
+        turn.step()
+        if self.ground is not None:
+            self._keep("keep_after", turn)
+        if turn.weight is self._head:
+            self._old_head = old
+        self._record(turn, change, old)
+        if self._recorder is not None:
+            self._recorder.add(turn, change, old)
+
+    def _keep(self, which: str, turn: Turn) -> None:
+        assert self.ground is not None
+        try:
+            getattr(self.ground, which)(turn.name, turn.weight)
+        except NoMountain as error:
+            self.ground = None
+            self.notes.append(f"no mountain: {error}")
+
+    def _record(self, turn: Turn, change: Change, old: torch.Tensor) -> None:
+        step = TensorStep(turn.part, turn.group, turn.weight, old, change.clip_factor)
+        replay, sums, slope = Replay(step), Sums(), 0.0
+        moved = None
+        for chunk in replay.chunks():
+            sums.add(chunk)
+            gradient = chunk.lines[0].value
+            slope += float(torch.dot(gradient, chunk.new.double() - chunk.old.double()))
+            found = self._counts.add(chunk.old, chunk.new, chunk.asked)
+            moved = found if moved is None else moved + found
+        assert moved is not None
+        sums.vector = add_up(sums.vector)
+        slope, asked, lost, update = add_up_numbers([slope, moved.asked, moved.lost, moved.update_square])
+        self.slope += slope
+        record = self._records[turn.name]
+        self._records[turn.name] = record.model_copy(
+            update={
+                "update_norm": update**0.5,
+                "update_ratio": update**0.5 / record.weight_norm if record.weight_norm else None,
+                "lost_share": lost / max(1, asked),
+                "rms": sums.rms(),
+            }
+        )
+        self._choose(turn, replay)
+
+    # Chosen weights ----------------------------------------------------------------------------------------
+
+    def _pick(self, turns: list[Turn], look: Look, speller: Speller) -> dict[str, tuple[int, str]]:
+        """By tensor: the entry whose arithmetic is shown, and why that one."""
+        picks: dict[str, tuple[int, str]] = {}
+        head = next((turn for turn in turns if turn.weight is self._head), None)
+        if head is not None and look.hidden_KD is not None:
+            label, width = int(look.label_K[0]), head.weight.shape[1]
+            column = int(look.hidden_KD[0].abs().argmax())
+            why = f"the head's row of {speller.one(label)!r}, where |h| is largest"
+            picks[head.name] = (label * width + column, why)
+        names = list(dict.fromkeys(self._layer_of[name] for name in self._layer_of if name in self._records))
+        blocks = [name for name in names if name.rpartition(".")[2].isdigit()] or names
+        for which, block in (
+            ("last", blocks[0]),
+            ("middle", blocks[len(blocks) // 2]),
+            ("first", blocks[-1]),
+        ):
+            of_block = [
+                turn for turn in turns if self._layer_of[turn.name] == block and turn.name not in picks
+            ]
+            if not of_block:
+                continue
+            best = max(of_block, key=lambda turn: self._records[turn.name].grad_norm)
+            entry = _largest(best)
+            if entry is not None:
+                picks[best.name] = (
+                    entry,
+                    f"the {which} layer's largest gradient, in its tensor of the largest",
+                )
+        return picks
+
+    def _choose(self, turn: Turn, replay: Replay) -> None:
+        if turn.name not in self._picks:
+            return
+        entry, why = self._picks[turn.name]
+        inside = entry - offset(turn.weight)
+        if not 0 <= inside < local(turn.weight).numel():
+            self.notes.append(f"{turn.name}: the arithmetic of its chosen weight is on another rank")
+            return
+        one = replay.at([inside])[0]
+        self.chosen.append(
+            ChosenWeight(
+                tensor=turn.name,
+                index=[int(i) for i in np.unravel_index(entry, turn.weight.shape)],
+                why=why,
+                before=one.before,
+                stages=one.stages,
+                after=one.after,
+                replay_error=one.replay_error,
+                would=one.would,
+                would_state=one.would_state,
+            )
+        )
+
+    # What is there at the end ------------------------------------------------------------------------------
+
+    def tensors(self) -> list[TensorRecord]:
+        """From the head to the embeddings."""
+        share = 1 / self._square if self._square else 0.0
+        return [
+            record.model_copy(update={"share": record.grad_norm**2 * share})
+            for name in self._layer_of
+            if (record := self._records.get(name)) is not None
+        ]
+
+    def weights(self) -> tuple[Weights | None, dict[str, np.ndarray]]:
+        """Panel 7, and its arrays; None if the optimizer could not be watched."""
+        if self.refused is not None:
+            return None, {}
+        return Counts.of(add_up(self._counts.integers()), add_up(self._counts.reals())).weights()
+
+    def old_head(self, head: Head | None) -> Head | None:
+        """The head as it was before the update; the one that there is, if it was not updated."""
+        if head is None or self._old_head is None:
+            return head
+        return replace(head, weight_VD=self._old_head)
+
+    def optimizer(self, change: Change | None) -> OptimizerRecord:
+        """Which arithmetic it was."""
+        parts = self._optimizers.parts
+        settings: dict[str, Any] = {}
+        for part in parts:
+            for group in part.param_groups:
+                for key, value in group.items():
+                    if key not in ("params", "lr", "initial_lr") and _plain(value):
+                        settings.setdefault(key, value)
+        lr = change.learning_rate if change is not None else float(parts[0].param_groups[0]["lr"])
+        return OptimizerRecord(
+            name=" and ".join(type(part).__name__ for part in parts),
+            learning_rate=lr,
+            settings=settings,
+            updates_before=self._updates_before,
+            refused=self.refused,
+        )
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _updates(optimizers: Optimizers) -> int:
+    """Updates that the state has seen; 0 where the optimizer does not count."""
+    counts = [
+        float(state["step"]) for part in optimizers.parts for state in part.state.values() if "step" in state
+    ]
+    return int(max(counts, default=0))
+
+
+def _largest(turn: Turn) -> int | None:
+    """Index in the whole flat tensor of the entry with the largest gradient; the same on all ranks."""
+    assert turn.weight.grad is not None
+    own = local(turn.weight.grad).flatten().abs()
+    if own.numel() == turn.weight.numel():
+        return int(own.argmax())
+    return None
+
+
+def _before(turn: Turn, layer: str) -> TensorRecord:
+    """What there is to say of a tensor before its update."""
+    assert turn.weight.grad is not None
+    gradient, weight = local(turn.weight.grad), local(turn.weight)
+    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    sums = add_up_numbers(
+        [
+            torch.linalg.vector_norm(gradient, dtype=exact).item() ** 2,
+            torch.linalg.vector_norm(weight, dtype=exact).item() ** 2,
+            gradient.numel() - int(torch.count_nonzero(gradient)),
+        ]
+    )
+    return TensorRecord(
+        name=turn.name,
+        shape=list(turn.weight.shape),
+        dtype=str(turn.weight.dtype).removeprefix("torch."),
+        layer=layer,
+        grad_norm=sums[0] ** 0.5,
+        share=0.0,
+        zero_share=sums[2] / max(1, turn.weight.numel()),
+        weight_norm=sums[1] ** 0.5,
+        update_norm=None,
+        update_ratio=None,
+        lost_share=None,
+        rms={},
+    )

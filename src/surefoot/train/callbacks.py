@@ -1,0 +1,54 @@
+"""Hugging Face's own callbacks and reporters, driven by their own handler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+from surefoot.config import SFTConfig
+from surefoot.errors import UserError
+
+
+class Callbacks:
+    """The callbacks of a run, and the state and control that they share."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        args: SFTConfig,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
+    ) -> None:
+        self.args = args
+        self.state = TrainerState()
+        self.control = TrainerControl()
+        reporters = _reporters(args.report_to)
+        # The handler wants the flow callback to be there; when to log and save is decided here, not by it.
+        self.handler: Any = CallbackHandler(
+            [DefaultFlowCallback, *reporters, *callbacks], model, tokenizer, None, None
+        )
+        self.handler.remove_callback(DefaultFlowCallback)
+        self.tell("on_init_end")
+
+    def tell(self, event: str, **what: Any) -> None:
+        """Call `event` on every callback."""
+        self.control = (
+            self.handler.call_event(event, self.args, self.state, self.control, **what) or self.control
+        )
+
+
+def _reporters(report_to: str | list[str]) -> list[type[TrainerCallback]]:
+    names = [report_to] if isinstance(report_to, str) else report_to
+    names = [name for name in names if name not in ("none", "")]
+    if not names:
+        return []
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    try:
+        return get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        raise UserError(f"report_to: {error}") from None
