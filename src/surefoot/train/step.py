@@ -16,6 +16,7 @@ from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
+from surefoot.train.distributed import add_up_numbers, local, micro_batches, rank, ranks, total_norm
 from surefoot.train.optim import Optimizers, Turn
 
 
@@ -50,7 +51,8 @@ class Losses:
 
 
 Seen = Callable[[Forest, TargetStats], None]
-"""Told of each micro-batch when its forward and backward passes are done."""
+"""Told of each micro-batch of this rank when its forward and backward passes are done; as often on every rank,
+so some have no examples."""
 
 
 def divisor_of(examples: Sequence[Example]) -> float:
@@ -75,35 +77,38 @@ def losses(
     divisor = divisor_of(examples)
     if divisor == 0:
         return _nothing(examples)
-    nll: dict[int, float] = {}
+    nll = [0.0] * len(examples)
     total = correct = entropy = 0.0
-    slots = 0
-    batches = network.plan(examples, budget)
+    slots = done = 0
     order = {id(example): index for index, example in enumerate(examples)}
     with network.open(), torch.set_grad_enabled(backprop):
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(micro_batches(network, examples, budget)):
             if seed is not None:
-                torch.manual_seed(seed + number)
+                torch.manual_seed(seed + number * ranks() + rank())
             forest = network.plant(batch)
             loss, stats = network.loss(forest, divisor)
             if backprop:
                 with torch.autocast(network.device.type, enabled=False):
                     loss.backward()
+            if seen is not None:
+                seen(forest, stats)
+            if not batch:  # the other ranks have more to do than this one
+                continue
+            done += 1
             slots += forest.slots
             total += loss.item()
             correct += stats.correct_N.sum().item()
             entropy += stats.entropy_N.sum().item()
-            if seen is not None:
-                seen(forest, stats)
-            per_example = _sum_by_example(stats.nll_N, forest)
-            nll.update((order[id(e)], value) for e, value in zip(batch, per_example, strict=True))
+            for example, value in zip(batch, _sum_by_example(stats.nll_N, forest), strict=True):
+                nll[order[id(example)]] = value
+    total, correct, entropy, slots, done, *nll = add_up_numbers([total, correct, entropy, slots, done, *nll])
     supervised = sum(example.targets for example in examples)
     return Losses(
         loss=total,
         tokens=sum(example.tokens for example in examples),
         supervised=supervised,
-        slots=slots,
-        micro_batches=len(batches),
+        slots=int(slots),
+        micro_batches=int(done),
         token_accuracy=correct / supervised,
         entropy=entropy / supervised,
         examples=tuple(ExampleLoss(e.where, nll[i], e.targets) for i, e in enumerate(examples)),
@@ -144,12 +149,13 @@ def update(optimizers: Optimizers, max_grad_norm: float, stepping: Stepping | No
     """
     turns = optimizers.turns()
     gradients = [turn.weight.grad for turn in turns if turn.weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item()
+    norm = total_norm(gradients)
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient's norm is {norm}")
     factor = max_grad_norm / norm if 0 < max_grad_norm < norm else 1.0
     if factor < 1.0:
-        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+        shards = [local(gradient) for gradient in gradients]
+        torch._foreach_mul_(shards, factor)  # pyright: ignore[reportPrivateImportUsage]
     change = Change(float(next(optimizers.groups())["lr"]), norm, factor)
     if stepping is None:
         optimizers.step()

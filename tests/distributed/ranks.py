@@ -1,0 +1,219 @@
+"""The same three steps on any number of processes, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from surefoot import SFTConfig
+from surefoot.data.forest import slots
+from surefoot.data.rows import Example
+from surefoot.model.adapters import adapt, lora_config
+from surefoot.model.network import Network, look_at
+from surefoot.train.distributed import (
+    add_up,
+    first_row,
+    local,
+    micro_batches,
+    offset,
+    rank,
+    ranks,
+    rows,
+    shard,
+    shard_state,
+)
+from surefoot.train.optim import build
+from surefoot.train.recompute import checkpoint_layers, decoder_layers
+from surefoot.train.step import losses, update
+from tests import tiny
+
+BUDGET = 40
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the way it is trained."""
+
+    architecture: str = "llama"
+    optim: str = "adamw_torch_fused"
+    optim_args: str | None = None
+    lora: bool = False
+    recomputed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(part) for part in vars(self).values() if part)
+
+    @property
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """All of it in float64; but a backward pass that recomputes does not know of such a mode, and differs by
+        what Hugging Face's models compute in float32."""
+        return nullcontext() if self.recomputed else tiny.InDouble()
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-6 if self.recomputed else 1e-12
+
+
+CASES = [
+    Case(optim="sgd", optim_args="momentum=0.9"),
+    Case("llama_tied"),
+    Case("llama_tied", "adamw_torch", recomputed=2),
+    Case("gemma2", "adafactor"),
+    Case("mixtral"),
+    Case("gptj"),
+    Case(lora=True),
+]
+"""Untied and tied heads, one with soft-capping, experts, one that computes its own logits, an adapter with
+weights of a single row."""
+
+
+def steps() -> list[list[Example]]:
+    """Much shared; one long example and little else; a single one, so that all ranks but one have none."""
+    return [
+        tiny.family(3),
+        tiny.examples([(40, 20), (2, 1), (3, 2), (1, 4)]),
+        tiny.examples([(7, 3)], seed=1),
+    ]
+
+
+def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Losses of the steps, before and after each, and the weights in the end, whole."""
+    net: torch.nn.Module = tiny.model(case.architecture)
+    args = SFTConfig(
+        optim=case.optim, optim_args=case.optim_args, learning_rate=1e-2, weight_decay=0.1, lora_r=1
+    )
+    if case.lora:
+        net = adapt(net, lora_config(args)).double()
+        with torch.no_grad():  # PEFT begins with zeros, behind which there is no gradient
+            for parameter in net.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.randn(parameter.shape, dtype=parameter.dtype))
+    network = look_at(net, steps()[0], None)
+    if ranks() > 1:
+        network = shard(network)
+    checkpoint_layers(net, case.recomputed)
+    optimizers = build(net, args)
+    shard_state(optimizers)
+    said: dict[str, Any] = {"packed": network.packed, "head": network.head is not None, "steps": []}
+    for examples in steps():
+        said["steps"].append(one_step(network, optimizers, examples))
+    if network.head is not None:  # it is what the optimizer updates
+        assert any(network.head.weight_VD is parameter for parameter in net.parameters())
+        said["logits"] = logits(network, steps()[1])
+    for tensor in net.parameters():
+        assert isinstance(tensor, DTensor) == (
+            ranks() > 1
+        )  # also after a forward pass without a backward one
+        shards_are_what_they_say(tensor)
+    return said, {name: whole(p) for name, p in net.named_parameters() if p.requires_grad}
+
+
+def one_step(network: Network, optimizers: Any, examples: list[Example]) -> dict[str, Any]:
+    alone = sum(map(slots, examples))
+    own = micro_batches(network, examples, BUDGET)
+    weight = network.core.lm_head.weight
+    by_head: list[torch.Tensor] = [torch.zeros(weight.shape, dtype=weight.dtype)]
+    watched = network
+    if network.head is not None:
+        watched = replace(network, head=replace(network.head, on_gradient=by_head.append))
+    with gradients_of_layers(network) as squares:
+        found = losses(watched, examples, BUDGET, backprop=True)
+    change = update(optimizers, 0.05)
+    after = losses(network, examples, BUDGET, backprop=False)
+    return {
+        "loss": found.loss,
+        "accuracy": found.token_accuracy,
+        "entropy": found.entropy,
+        "examples": [part.loss for part in found.examples],
+        "after": [part.loss for part in after.examples],
+        "grad_norm": change.grad_norm,
+        "clip_factor": change.clip_factor,
+        "head": add_up(torch.stack(by_head).sum(0)).norm(dim=1).tolist(),
+        # Where slots are shared, how many there are and what flows into each depends on who shares them.
+        "layers": add_up(torch.stack(squares).sum(0)).tolist() if found.slots == alone else [],
+        "micro_batches": found.micro_batches,
+        "own": [len(batch) for batch in own],
+    }
+
+
+@torch.no_grad()
+def logits(network: Network, examples: list[Example]) -> list[list[float]]:
+    """The head used by hand, on all examples and on every rank."""
+    forest = network.plant(examples)
+
+    def predict() -> torch.Tensor:
+        assert network.present_head is not None
+        return network.present_head.logits(network.hidden(forest)[forest.target_slot_N])
+
+    with network.open():
+        return network.gathered(predict).tolist()
+
+
+@contextmanager
+def gradients_of_layers(network: Network) -> Iterator[list[torch.Tensor]]:
+    """For each micro-batch, the squares of d loss / d (output of each decoder layer), added up."""
+    layers, found = decoder_layers(network.model), []
+
+    def after(module: torch.nn.Module, args: Any, out: Any) -> None:
+        hidden = out[0] if isinstance(out, tuple) else out
+        index = layers.index(module)
+
+        def seen(gradient: torch.Tensor) -> None:
+            squares = torch.zeros(len(layers), dtype=torch.float64)
+            squares[index] = gradient.square().sum()
+            found.append(squares)
+
+        if hidden.requires_grad:
+            hidden.register_hook(seen)
+
+    hooks = [layer.register_forward_hook(after) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().contiguous()
+
+
+def shards_are_what_they_say(tensor: torch.Tensor) -> None:
+    full, mine, start = whole(tensor), local(tensor), first_row(tensor)
+    assert torch.equal(full[start : start + len(mine)], mine)
+    assert torch.equal(full.flatten()[offset(tensor) :][: mine.numel()], mine.flatten())
+    share = mine.double().square().sum()
+    torch.testing.assert_close(add_up(share), full.double().square().sum(), rtol=1e-12, atol=0)
+    some = [len(full) - 1, 0, len(full) // 2]
+    assert torch.equal(rows(tensor, some), full[some])
+
+
+def main(index: int, count: int, folder: Path) -> None:
+    """One of `count` processes; leaves its results in `folder`."""
+    torch.set_num_threads(1)
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    meeting = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", meeting, rank=index, world_size=count, timeout=timedelta(seconds=60))
+    for case in CASES:
+        with case.arithmetic:
+            said, tensors = train(case)
+        place = folder / f"{case.name}.{rank()}"
+        place.with_name(place.name + ".json").write_text(json.dumps(said))
+        save_file(tensors, place.with_name(place.name + ".safetensors"))
+    dist.barrier()
+    dist.destroy_process_group()
