@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from surefoot.microscope.independent import is_transformers_adafactor
+from surefoot.train.distributed import add_up_numbers, local
 
 PIECE = 1 << 17
 """Entries looked at together on a CPU: their lines stay in its cache, or nearly."""
@@ -60,7 +62,7 @@ Lines = Callable[[Pick], list[Line]]
 def lines_of(step: TensorStep) -> Lines | None:
     """The arithmetic of the optimizer; None where it is not written down here.
 
-    Every rank that has a part of a sharded tensor calls this, in the same order: Muon needs the whole matrix.
+    All ranks call this for the same tensors in the same order: Muon needs the whole matrix, Adafactor its RMS.
     """
     kind = type(step.part)
     if kind is torch.optim.SGD:
@@ -69,16 +71,14 @@ def lines_of(step: TensorStep) -> Lines | None:
         return _adam(step)
     if kind is torch.optim.Muon:
         return _muon(step)
-    # A shard of it would need the rows and columns of the others.
-    if is_transformers_adafactor(step.part) and not hasattr(step.weight, "to_local"):
+    if is_transformers_adafactor(step.part):
         return _adafactor(step)
     return None
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """The local part of a tensor, in one dimension."""
-    local = getattr(tensor.detach(), "to_local", None)
-    return (tensor.detach() if local is None else local()).reshape(-1)
+    return local(tensor).reshape(-1)
 
 
 def gradient_lines(step: TensorStep, clipped: torch.Tensor) -> list[Line]:
@@ -236,12 +236,12 @@ def _adafactor(step: TensorStep) -> Lines:
     if factored:
         columns, matrix = step.weight.shape[-1], math.prod(step.weight.shape[-2:])
         row_R = state["exp_avg_sq_row"].double()
-        row_R = (row_R / row_R.mean(dim=-1, keepdim=True)).reshape(-1)
-        column_C = state["exp_avg_sq_col"].double().reshape(-1)
+        row_R = flat(row_R / row_R.mean(dim=-1, keepdim=True))
+        column_C = flat(state["exp_avg_sq_col"]).double()
         v_is = "row · column / mean of the rows"
     else:
         columns = matrix = 1
-        row_R = column_C = state["exp_avg_sq"].double().reshape(-1)
+        row_R = column_C = flat(state["exp_avg_sq"]).double()
         v_is = f"{number(beta2)} · v̂ + {number(1 - beta2)} · (g² + {number(group['eps'][0])})"
 
     def second(pick: Pick, device: torch.device) -> torch.Tensor:
@@ -254,7 +254,9 @@ def _adafactor(step: TensorStep) -> Lines:
     for piece in pieces(grad):
         g = grad[piece].double()
         total += (g / second(piece, g.device).sqrt()).square().sum().item()
-    rms = math.sqrt(total / max(1, grad.numel()))
+    if isinstance(step.weight, DTensor):
+        total = add_up_numbers([total])[0]
+    rms = math.sqrt(total / max(1, step.weight.numel()))
     clip = max(1.0, rms / threshold)
 
     def lines(pick: Pick) -> list[Line]:
@@ -284,7 +286,8 @@ def adafactor_rate(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[
         lr = min(least, 1 / math.sqrt(state["step"]))
     text = number(float(lr))
     if group["scale_parameter"]:
-        scale = max(float(group["eps"][1]), float(state["RMS"]))
+        rms = state["RMS"]
+        scale = max(float(group["eps"][1]), float(rms.full_tensor() if isinstance(rms, DTensor) else rms))
         lr, why = scale * lr, f" · {number(scale)} (RMS of θ)"
     return float(lr), f"{text}{why}"
 
