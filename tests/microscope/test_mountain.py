@@ -65,7 +65,8 @@ def set_naively(
 ) -> torch.nn.Module:
     with torch.no_grad():
         for p, b, a in zip(net.parameters(), before.parameters(), after.parameters(), strict=True):
-            p.copy_(b.double() + along * (a.double() - b.double()))
+            wide = torch.promote_types(p.dtype, torch.float32)
+            p.copy_(b.to(wide) + along * (a.to(wide) - b.to(wide)))
     return net
 
 

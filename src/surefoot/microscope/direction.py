@@ -12,6 +12,7 @@ from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
+import torch
 
 from surefoot.microscope.ground import Across, Ground, NoMountain, Piece
 
@@ -79,7 +80,7 @@ def lay_across(ground: Ground, seed: int = 0) -> Across:
 def _lay(ground: Ground, seed: int, across: Across, piece: Piece) -> tuple[float, float, float]:
     """Draw for one piece; its part of Δ·Δ, drawn·Δ and drawn·drawn, of the numbers as they are kept."""
     kept = piece.kept
-    before, after = (values.numpy() for values in ground.read_both(piece))
+    before, after = (values.numpy() for values in ground.read_both(piece, torch.float64))
     delta = after - before
     delta_delta = float(np.square(delta).sum())
     if not kept.matrix:

@@ -26,8 +26,8 @@ from surefoot.errors import UserError
 from surefoot.train.distributed import add_up_numbers, local, offset
 
 BEFORE, AFTER = 0, 1
-BLOCK = 1 << 18
-"""Entries that are read, computed and written at once; more where a row is longer."""
+BLOCK = 1 << 16
+"""Entries that are read, computed and written at once, in the cache; more where a row is longer."""
 
 
 class NoMountain(UserError):  # noqa: N818
@@ -150,7 +150,8 @@ class Ground:
             self.restore()
 
     def stand(self, along: float, across: float = 0.0) -> None:
-        """Set each weight to before + along · Δ + across · direction, computed in float64 and rounded to its type.
+        """Set each weight to before + along · Δ + across · direction, computed in float32 (float64 weights:
+        in float64) and rounded to its type.
 
         (0, 0) and (1, 0) are the kept bits. Only inside `returning`.
         """
@@ -163,10 +164,11 @@ class Ground:
                 if across == 0 and along in (0, 1):
                     piece.rows.copy_(self.read(AFTER if along else BEFORE, piece))
                     continue
-                before, after = self.read_both(piece)
+                wide = torch.promote_types(piece.rows.dtype, torch.float32)
+                before, after = self.read_both(piece, wide)
                 delta, steps = after.sub_(before), along
                 if other is not None:
-                    drawn = self.read_drawn(other, piece).double()
+                    drawn = self.read_drawn(other, piece).to(wide)
                     before += drawn.mul_(across * other.scale)
                     steps -= across * other.scale * other.towards
                 piece.rows.copy_(before.add_(delta.mul_(steps)).to(piece.rows.dtype))
@@ -210,9 +212,9 @@ class Ground:
             torch.empty(piece.rows.shape, dtype=torch.float32),
         )
 
-    def read_both(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
-        """A piece before and after the update, float64 on the CPU."""
-        return self.read(BEFORE, piece).double(), self.read(AFTER, piece).double()
+    def read_both(self, piece: Piece, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """A piece before and after the update, on the CPU. Raises OSError."""
+        return self.read(BEFORE, piece).to(dtype), self.read(AFTER, piece).to(dtype)
 
     def write(self, file: IO[bytes], values: np.ndarray) -> None:
         """Write where the file stands, all of it. Raises OSError."""
