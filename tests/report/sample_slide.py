@@ -408,19 +408,29 @@ def _chosen(
     chosen = []
     for name, index, why, weight, grad, move in places:
         before, g, delta = (float(x[index]) for x in (weight, grad, move))
-        stages = [Stage(name="g", value=g), Stage(name="clipped g", value=g * clip, formula="c · g")]
+        clipped = "g, not clipped" if clip == 1 else f"{clip:.6g} · g"
+        stages = [
+            Stage(name="g", value=g, formula="∂ loss / ∂ θ"),
+            Stage(name="clipped g", value=g * clip, formula=clipped),
+        ]
         if optimizer == "adamw":
             g *= clip
             stages += [
-                Stage(name="m", value=0.1 * g, formula="0.9 · m + 0.1 · g"),
-                Stage(name="v", value=0.001 * g * g, formula="0.999 · v + 0.001 · g²"),
+                Stage(name="m", value=0.1 * g, formula="0.9 · m + 0.1 · clipped g"),
+                Stage(name="v", value=0.001 * g * g, formula="0.999 · v + 0.001 · (clipped g)²"),
                 Stage(name="m̂", value=g, formula="m / (1 − 0.9^1)"),
                 Stage(name="v̂", value=g * g, formula="v / (1 − 0.999^1)"),
-                Stage(name="step", value=-rate * g / (abs(g) + 1e-8), formula="−η · m̂ / (√v̂ + ε)"),
-                Stage(name="decay", value=-rate * 0.01 * before, formula="−η · λ · θ"),
+                Stage(
+                    name="−η·m̂/(√v̂+ε)", value=-rate * g / (abs(g) + 1e-8), formula="−0.001 · m̂ / (√v̂ + 1e-08)"
+                ),
+                Stage(name="−ηλθ", value=-rate * 0.01 * before, formula="−0.001 · 0.01 · θ"),
             ]
         stages.append(
-            Stage(name="Δ", value=delta, formula="−η · g" if optimizer == "sgd" else "step + decay")
+            Stage(
+                name="Δ",
+                value=delta,
+                formula=f"−{rate} · clipped g" if optimizer == "sgd" else "−η·m̂/(√v̂+ε) − ηλθ",
+            )
         )
         gradient = float(grad[index]) * clip
         chosen.append(

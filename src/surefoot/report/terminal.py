@@ -15,7 +15,7 @@ from surefoot.report import terminal_forward as forward
 from surefoot.report import terminal_result as result
 from surefoot.report import terminal_update as update
 from surefoot.report.glyphs import number, printable, visible
-from surefoot.report.terminal_parts import ORANGE
+from surefoot.report.terminal_parts import ORANGE, put
 
 WIDEST = 110
 NARROWEST = 60
@@ -33,12 +33,7 @@ def show(opened: Opened, console: Console, position: int = 0) -> None:
     Raises UserError when the slide has no such position.
     """
     width = min(WIDEST, max(NARROWEST, console.width))
-    options = console.options.update(width=width, highlight=False, markup=False)
-    for part in lesson(opened, width, position):
-        for segments in console.render_lines(part, options, pad=False):
-            text = Text.assemble(*((s.text, s.style or "") for s in segments if not s.control))
-            text.rstrip()  # what fills a table up would be copied and piped along
-            console.print(text, soft_wrap=True, highlight=False)
+    put(lesson(opened, width, position), console, width)
 
 
 def lesson(opened: Opened, width: int, position: int = 0) -> list[RenderableType]:

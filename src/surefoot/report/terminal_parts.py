@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import RenderableType
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,16 @@ BLUE, ORANGE, BROWN, BOTH = "color(32)", "color(166)", "color(136)", "color(97)"
 """Apart for colour-blind people, and readable on black and on white."""
 TOKEN = 16
 """Widest that a token gets in a table."""
+
+
+def put(parts: Iterable[RenderableType], console: Console, width: int) -> None:
+    """Print `parts`, `width` columns wide, without the blanks that fill up their lines."""
+    options = console.options.update(width=width, highlight=False, markup=False)
+    for part in parts:
+        for segments in console.render_lines(part, options, pad=False):
+            text = Text.assemble(*((s.text, s.style or "") for s in segments if not s.control))
+            text.rstrip()
+            console.print(text, soft_wrap=True, highlight=False)
 
 
 def heading(title: str, sentence: str) -> list[RenderableType]:

@@ -102,6 +102,9 @@ def _short(name: str) -> str:
 def optimizer(opened: Opened, width: int) -> list[RenderableType]:
     """Panel 7: the optimizer's arithmetic for the chosen weights, line by line."""
     slide, recorded = opened.slide, opened.slide.optimizer
+    if recorded is None:
+        refused = "It decides how far each weight goes. Here it was not asked: the update was refused."
+        return heading("7  The optimizer", refused)
     settings = ", ".join(f"{name} {_setting(value)}" for name, value in recorded.settings.items() if value)
     found = heading(
         "7  The optimizer",

@@ -124,7 +124,7 @@ def worst_rows(events: Iterable[Mapping[str, Any]], limit: int = 20) -> WorstRow
 def _visits(event: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
     """The step's examples by row: sum of −log p, tokens."""
     found: dict[str, tuple[float, int]] = {}
-    for where, cost, tokens in event["examples"]:
+    for where, cost, tokens in event.get("examples", ()):
         before = found.get(where, (0.0, 0))
         found[where] = (before[0] + cost, before[1] + tokens)
     return found
