@@ -61,7 +61,7 @@ ORDER = [
     ["commands.options"],
     ["commands.answers"],
     ["commands.train", "commands.evaluate", "commands.chat", "commands.compare", "commands.preview"],
-    ["commands.check"],
+    ["commands.check", "commands.worst"],
     ["cli"],
     ["__main__"],
 ]

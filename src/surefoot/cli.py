@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "talk to a model or to a run's result",
     "check": "compare training's fast path with the plain reference, on your model and rows",
     "compare": "answers before and after, side by side",
+    "worst": "the rows that cost a run most, rose, or were never learned",
 }
 
 
