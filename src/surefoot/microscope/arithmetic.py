@@ -23,8 +23,8 @@ from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 from surefoot.microscope.independent import is_transformers_adafactor
 from surefoot.train.distributed import add_up_numbers, local
 
-PIECE = 1 << 17
-"""Entries looked at together on a CPU: their lines stay in its cache, or nearly."""
+PIECE = 1 << 18
+"""Entries looked at together on a CPU: 2 MB a line, within its cache; fewer cost more in counting than they save."""
 WHOLE = 1 << 20
 """The same on a GPU."""
 
