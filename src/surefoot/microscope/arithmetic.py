@@ -24,7 +24,7 @@ from surefoot.microscope.independent import is_transformers_adafactor
 from surefoot.train.distributed import add_up_numbers, local
 
 PIECE = 1 << 18
-"""Entries looked at together on a CPU: 2 MB a line, within its cache; fewer cost more in counting than they save."""
+"""Entries looked at together on a CPU, 2 MB a line: with fewer, counting them costs more than the cache saves."""
 WHOLE = 1 << 20
 """The same on a GPU."""
 
