@@ -20,7 +20,9 @@ COMMANDS = {
     "evaluate": "loss, perplexity, token accuracy and exact answers on held-out rows",
     "chat": "talk to a model or to a run's result",
     "check": "compare training's fast path with the plain reference, on your model and rows",
+    "explain": "one update, opened: prediction, error, backprop, optimizer, and the prediction after",
     "compare": "answers before and after, side by side",
+    "report": "a run or an opened step as one HTML file, or as text",
     "worst": "the rows that cost a run most, rose, or were never learned",
 }
 
