@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.distributed.fsdp import FSDPModule
 
 from surefoot.data.rows import Example
 from surefoot.errors import UserError
@@ -99,7 +97,7 @@ def _heights(
     with evaluating(network), ground.returning():
         for along, across in points:
             ground.stand(along, across)
-            with _gathered_anew(network.model):
+            with _whole_or_not_at_all(network):
                 found.append(losses(network, examples, budget, backprop=False).loss)
             advance()
     return found
@@ -133,16 +131,16 @@ def _holding(grid: np.ndarray, *points: float) -> np.ndarray:
 
 
 @contextmanager
-def _gathered_anew(model: torch.nn.Module) -> Iterator[None]:
-    """For a forward pass between two changes of the weights: FSDP keeps gathered what it gathered last."""
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.reshard()
+def _whole_or_not_at_all(network: Network) -> Iterator[None]:
+    """A forward pass that stops halfway leaves FSDP with weights that it has gathered, of a place where the model
+    stands no longer: they are given up."""
     try:
         yield
-    finally:
-        for module in sharded:
-            module.reshard()
+    except BaseException:
+        reset = getattr(network.root, "reset_iter_state", None)  # since torch 2.13
+        if reset is not None:
+            reset()
+        raise
 
 
 @contextmanager
