@@ -1,0 +1,180 @@
+"""Slides and runs as one self-contained HTML file: scripts, styles and numbers inside, nothing from the network.
+
+1. The numbers become JSON in a data block, arrays as base64 of float32.
+2. The scripts and styles of assets/ are put together.
+3. A content policy allows exactly these, by their hashes, and no connection at all.
+
+Texts of rows are never trusted: they reach the page through JSON and `textContent` only.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import html
+import json
+import math
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from surefoot.microscope.slide import Opened
+from surefoot.report.curves import columns
+from surefoot.report.runs import Run
+from surefoot.report.worst import WorstRows, worst_rows
+
+SCRIPTS = (
+    "dom.js",
+    "figure.js",
+    "bars.js",
+    "histogram.js",
+    "strips.js",
+    "heatmap.js",
+    "surface.js",
+    "lines.js",
+    "table.js",
+    "tokens.js",
+    "forward.js",
+    "update.js",
+    "run.js",
+    "page.js",
+)
+WORST = 30
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<noscript>This report draws itself with the scripts inside this file; allow scripts to see it.</noscript>
+<div id="page"></div>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def render(slides: list[Opened], run: Run | None = None) -> str:
+    """One HTML file of these slides, and of the run that they are from.
+
+    It opens from disk, asks nothing of the network, and holds every number it shows.
+    """
+    title = f"{run.name}: run" if run else f"{slides[0].slide.model}: one step" if slides else "surefoot"
+    content = {
+        "title": title,
+        "slides": [_slide(opened) for opened in slides],
+        "run": _run(run, slides) if run else None,
+    }
+    style, script = _assets()
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return PAGE.format(
+        policy=policy, title=html.escape(title), style=style, script=script, data=embedded(content)
+    )
+
+
+def embedded(content: Any) -> str:
+    """JSON that can stand inside a script element: no text in it can end the element or open a comment."""
+    text = json.dumps(_plain(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Half of a surrogate pair, as a tokenizer's piece may be, has no UTF-8.
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _slide(opened: Opened) -> dict[str, Any]:
+    """The slide with the arrays that its page draws."""
+    found = json.loads(opened.slide.model_dump_json())
+    wanted = [name for position in opened.slide.positions for name in (position.hidden, position.flows_back)]
+    if opened.slide.mountain:
+        wanted.append(opened.slide.mountain.surface)
+    arrays = {name: opened.arrays[name] for name in wanted if name in opened.arrays}
+    return {"slide": found, "arrays": {name: _packed(array) for name, array in arrays.items()}}
+
+
+def _packed(array: np.ndarray) -> dict[str, Any]:
+    values = np.ascontiguousarray(array, dtype="<f4")
+    return {"shape": list(values.shape), "f4": base64.b64encode(values.tobytes()).decode("ascii")}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that are not finite as the words that JavaScript's Number() reads."""
+    match value:
+        case float():
+            if math.isfinite(value):
+                return value
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        case dict():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case _:
+            return value
+
+
+def _run(run: Run, slides: list[Opened]) -> dict[str, Any]:
+    """The run's columns; what could not be read is said in them."""
+    found = columns(run)
+    problems = list(run.problems)
+    if missing := len(run.slides) - len(slides):
+        problems.append(f"{missing} of {len(run.slides)} slides could not be read")
+    try:
+        found["worst"] = _worst(worst_rows(run.events, WORST))
+    except (TypeError, ValueError, AttributeError):
+        found["worst"] = []
+        problems.append("the examples of some steps are no (row, sum of -log p, tokens): no worst rows")
+    found["problems"] = problems
+    return found
+
+
+def _worst(found: WorstRows) -> list[dict[str, Any]]:
+    """Tables of title, remark and rows; empty ones left out."""
+    high = "" if found.high is None else f", {found.high:.3g}"
+    tables = [
+        ("Cost most", "Sums of −log p over all visits of a row.", found.cost_most),
+        ("Rose", f"{found.rose_count} rows cost more at their last visit than at their first.", found.rose),
+        (
+            "Never learned",
+            f"{found.never_learned_count} rows still cost more than the median row did at first{high}.",
+            found.never_learned,
+        ),
+    ]
+    return [
+        {"title": title, "remark": remark, "rows": [dataclasses.asdict(row) for row in rows]}
+        for title, remark, rows in tables
+        if rows
+    ]
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+@cache
+def _assets() -> tuple[str, str]:
+    """(style, script) of the page."""
+    folder = files("surefoot.report") / "assets"
+
+    def read(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8").strip()
+
+    style = read("vendor/uPlot.min.css") + "\n" + read("page.css")
+    scripts = "\n".join(read(f"js/{name}") for name in SCRIPTS)
+    script = f'{read("vendor/uPlot.iife.min.js")}\n(() => {{\n"use strict";\n{scripts}\nstart();\n}})();'
+    assert "</script" not in script.lower() and "</style" not in style.lower()
+    return style, script
