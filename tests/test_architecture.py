@@ -57,6 +57,7 @@ ORDER = [
     ["report.glyphs", "report.worst", "report.runs"],
     ["report.curves"],
     ["report.page"],
+    ["report.notebook"],
     ["report.terminal_parts"],
     ["report.terminal_forward", "report.terminal_update", "report.terminal_result"],
     ["report.terminal"],

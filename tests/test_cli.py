@@ -26,6 +26,7 @@ COMMAND_OPTIONS = {
     "chat": ["prompt", "system", "max_new_tokens", "temperature", "use_cpu"],
     "check": ["model", "data", "rows"],  # and those of train
     "compare": ["data", "columns", "prompt", "limit", "max_new_tokens", "use_cpu"],
+    "report": ["output", "terminal", "position"],
     "worst": ["limit"],
 }  # fmt: skip
 """Every command and its options. Adding one is a promise to keep it: change this table on purpose."""

@@ -12,6 +12,7 @@ from surefoot.train.progress import ProgressBar
 STEP = StepEvent(
     step=2, epoch=1.0, loss=0.25, learning_rate=1e-4, grad_norm=1.0, clip_factor=1.0, token_accuracy=0.5,
     entropy=0.1, tokens=70, supervised=7, num_tokens=140, slots=60, micro_batches=1, step_seconds=0.1,
+    memory_bytes=1,
     tokens_per_second=1234.0, examples=[],
 )  # fmt: skip
 EVENTS: list[Event] = [

@@ -33,7 +33,7 @@ from surefoot.microscope.records import Recorder
 from surefoot.microscope.slide import Opened, Slide
 from surefoot.microscope.spell import Speller
 from surefoot.microscope.weights import WeightsWatch
-from surefoot.model.network import Network
+from surefoot.model.network import Network, noise
 from surefoot.train.distributed import rows
 from surefoot.train.evaluate import Watched, probabilities
 from surefoot.train.optim import Optimizers
@@ -152,10 +152,9 @@ class Opening:
         """
         ground = None
         if self.wish.mountain != "none":
-            try:
-                ground = self._stack.enter_context(Ground(self._scratch))
-            except NoMountain as error:
-                self.notes.append(f"no mountain: {error}")
+            ground = self._stack.enter_context(Ground(self._scratch))
+            if self.network.model.training and (drawn := noise(self.network.model)):
+                self.notes.append(f"the mountain is without {drawn}; the slope and the losses of the step are with it")
         started = time.perf_counter()
         self._watch = WeightsWatch(
             self.network, optimizers, layer_names(self.network), self._look, ground, recorder, self._speller
@@ -207,7 +206,7 @@ class Opening:
         )
         tensors = watch.tensors() if watch is not None else []
         weights, counts = watch.weights() if watch is not None else (None, {})
-        promised = watch.slope if watch is not None and watch.refused is None else None
+        promised = watch.slope if watch is not None and change is not None and watch.refused is None else None
         hill, surface = self._mountain(promised)
         grad_norm = change.grad_norm if change is not None else float("nan")
         slide = Slide(

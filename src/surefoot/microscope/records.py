@@ -45,17 +45,16 @@ class Recorder:
 
     def __call__(self, turn: Turn, change: Change) -> None:
         started = time.perf_counter()
-        old = local(turn.weight).clone()
+        old, gradient = local(turn.weight).clone(), turn.gradient
         copied = time.perf_counter()
         turn.step()
         stepped = time.perf_counter()
-        self.add(turn, change, old)
+        self.add(turn, change, old, gradient)
         self.seconds += time.perf_counter() - stepped + copied - started
 
-    def add(self, turn: Turn, change: Change, old: torch.Tensor) -> None:
-        """Compare a tensor that has had its turn with its `old` values."""
-        assert turn.weight.grad is not None
-        found, asked, lost = numbers(old, local(turn.weight), local(turn.weight.grad), change.clip_factor)
+    def add(self, turn: Turn, change: Change, old: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Compare a tensor that has had its turn with its `old` values; `gradient` is the clipped one."""
+        found, asked, lost = numbers(old, local(turn.weight), local(gradient), change.clip_factor)
         self.found[turn.name] = found
         if turn.weight.dtype.itemsize == 2:
             self.narrow = self.narrow[0] + asked, self.narrow[1] + lost

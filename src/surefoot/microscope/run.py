@@ -67,15 +67,17 @@ class Microscope:
         self._because: str | None = None
         self._opening: Opening | None = None
         self._events: list[Event] = []
-        self._change: Change | None = None
         self._independent = all(refusal(part) is None for part in optimizers.parts)
         self._idle: set[str] = set()
+        self._moved = False
+        """An update with a learning rate above 0 has been recorded."""
 
     def resume(self) -> None:
         """Remember the losses of the steps before."""
         for event in self.run.events():
             if event["type"] == "step":
                 self._recent.append(float(event["loss"]))
+                self._moved |= event["learning_rate"] > 0
 
     def first_look(self, examples: Sequence[Example]) -> None:
         """Alerts about the data as a whole: examples that never teach to end a turn."""
@@ -139,9 +141,8 @@ class Microscope:
 
     def update(self, step: int) -> Change:
         """Clip and step. Raises NotFinite before anything is changed; the slide is there all the same."""
-        limit, every = self.args.max_grad_norm, self.args.tensors_every
-        due = every > 0 and self._independent and (step == 1 or step % every == 0)
-        recorder = Recorder() if due else None
+        limit = self.args.max_grad_norm
+        recorder = Recorder() if self._independent and self._due(step) else None
         if self._opening is None:
             change = update(self.optimizers, limit, recorder)
             self.seconds += recorder.seconds if recorder is not None else 0.0
@@ -152,7 +153,7 @@ class Microscope:
                 self._write(self._opening, step)
                 raise
         if recorder is not None:
-            self._records(recorder, step)
+            self._records(recorder, change, step)
         if self._opening is not None:
             self._write(self._opening, step)
         return change
@@ -202,10 +203,16 @@ class Microscope:
         self._because = alert.message
         return True
 
-    def _records(self, recorder: Recorder, step: int) -> None:
+    def _due(self, step: int) -> bool:
+        """Whether the tensors of this step are recorded: every N, the first, and the first that moves."""
+        every, rate = self.args.tensors_every, float(next(self.optimizers.groups())["lr"])
+        moves, self._moved = rate > 0 and not self._moved, self._moved or rate > 0
+        return every > 0 and (moves or step == 1 or step % every == 0)
+
+    def _records(self, recorder: Recorder, change: Change, step: int) -> None:
         self._events.append(TensorsEvent(step=step, **recorder.columns(self.names)))
         asked, lost = recorder.narrow
-        if asked and lost > asked / 2:
+        if change.learning_rate > 0 and lost > asked / 2:
             self._alert(
                 step,
                 Alert(

@@ -7,6 +7,7 @@ its arithmetic is gone through again. So one tensor is all that is ever held twi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +62,7 @@ class WeightsWatch:
         self._picks = self._pick(turns, look, speller)
 
     def __call__(self, turn: Turn, change: Change) -> None:
-        old = local(turn.weight).clone()
+        old, gradient = local(turn.weight).clone(), turn.gradient
         if self.ground is not None:
             self._keep("keep_before", turn)
         turn.step()
@@ -71,15 +72,12 @@ class WeightsWatch:
             self._old_head = old
         self._record(turn, change, old)
         if self._recorder is not None:
-            self._recorder.add(turn, change, old)
+            self._recorder.add(turn, change, old, gradient)
 
     def _keep(self, which: str, turn: Turn) -> None:
         assert self.ground is not None
-        try:
+        with suppress(NoMountain):  # the ground remembers it, and there will be no mountain, on any rank
             getattr(self.ground, which)(turn.name, turn.weight)
-        except NoMountain as error:
-            self.ground = None
-            self.notes.append(f"no mountain: {error}")
 
     def _record(self, turn: Turn, change: Change, old: torch.Tensor) -> None:
         step = TensorStep(turn.part, turn.group, turn.weight, old, change.clip_factor)

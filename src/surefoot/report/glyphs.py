@@ -105,7 +105,10 @@ def height(value: float, whole: float) -> str:
 
 
 def strip(values: Sequence[float], largest: float, width: int) -> str:
-    """Signed values as a line: of every stretch the entry largest in size; 0 stands at half height, ▄."""
+    """Signed values as a line: of every stretch the entry largest in size; 0 stands at half height, ▄.
+
+    Heights go by the square root, so that one large entry does not flatten all others.
+    """
     stretches = min(width, len(values))
     cuts = [round(n * len(values) / stretches) for n in range(stretches + 1)] if stretches else []
     chosen = [max(values[a:b], key=abs) for a, b in pairwise(cuts)]
@@ -114,7 +117,9 @@ def strip(values: Sequence[float], largest: float, width: int) -> str:
 
 def _around(value: float) -> str:
     """One of seven heights for −1 to 1."""
-    return BLOCKS[round(3 + 3 * min(1.0, max(-1.0, value)))] if math.isfinite(value) else "?"
+    if not math.isfinite(value):
+        return "?"
+    return BLOCKS[round(3 + 3 * math.copysign(math.sqrt(min(1.0, abs(value))), value))]
 
 
 def rebinned(counts: Sequence[int], most: int) -> list[int]:

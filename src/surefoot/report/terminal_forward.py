@@ -64,32 +64,27 @@ def batch(opened: Opened, position: Position | None, width: int) -> list[Rendera
         f"−ln p, how much it came as a surprise: {BLOCKS_LEGEND}.",
     )
     ordered = sorted(recorded.examples, key=lambda e: position is None or e.where != position.where)
+    alone = len(ordered) + recorded.examples_left_out == 1
     for example in ordered[:1]:
-        found += [line(_said_of(example), "bold"), *_tokens(example, width - 4)]
+        found += [line(_said_of(example, alone), "bold"), *_tokens(example, width - 4)]
     others = ordered[1:]
     for example in others[:5]:
-        found.append(line(_said_of(example)))
+        found.append(line(_said_of(example, alone)))
     left = max(0, len(others) - 5) + recorded.examples_left_out
     if left:
         found.append(line(f"and {left:,} more"))
-    shared = (
-        ""
-        if recorded.slots >= recorded.tokens
-        else f"; shared beginnings leave {recorded.slots:,} to compute"
-    )
-    parts = "" if recorded.micro_batches == 1 else f", in {recorded.micro_batches} micro-batches"
-    found.append(
-        line(f"The step: {recorded.tokens:,} tokens, {recorded.supervised:,} of them learned{shared}{parts}.")
-    )
+    parts = "" if recorded.micro_batches == 1 else f" in {recorded.micro_batches} micro-batches"
+    sizes = f"{recorded.tokens:,} tokens, {recorded.supervised:,} of them learned"
+    found.append(line(f"The step: {sizes}; {recorded.slots:,} went through the model{parts}."))
     return found
 
 
-def _said_of(example: BatchExample) -> str:
+def _said_of(example: BatchExample, alone: bool) -> str:
     after = "" if example.loss_after is None else f" → {fixed(example.loss_after, 3)}"
     tokens = f"{example.supervised} learned token{'s' * (example.supervised != 1)}"
     weight = "" if example.weight == 1 else f", weight {number(example.weight)}"
-    part = f"{share(example.share)} of the step's loss"
-    return f"{example.where}: −ln p of {tokens} {fixed(example.loss, 3)}{after}, {part}{weight}"
+    part = "" if alone else f", {share(example.share)} of the step's loss"
+    return f"{example.where}: −ln p of {tokens} {fixed(example.loss, 3)}{after}{part}{weight}"
 
 
 def _tokens(example: BatchExample, width: int) -> list[RenderableType]:
@@ -152,7 +147,7 @@ def size(position: Position) -> int:
 
 def prediction(opened: Opened, position: Position, width: int) -> list[RenderableType]:
     """Panel 2: what the model expected."""
-    which = f"target {position.index + 1} of {position.where}"
+    which = f"{position.where}, target {position.index + 1}"
     found = heading(
         "2  The prediction",
         f"After “{visible(position.token, TOKEN)}” ({printable(which)}) the model gives each of its "
@@ -161,7 +156,7 @@ def prediction(opened: Opened, position: Position, width: int) -> list[Renderabl
     )
     table = grid("  token", ">p", ">rank", ">logit", "")
     room = width - TOKEN - 36
-    for one in notable(position, 6):
+    for one in notable(position, 5):
         table.add_row(
             marked(one),
             probability(one.p_before),
@@ -218,7 +213,7 @@ def error(opened: Opened, position: Position, width: int) -> list[RenderableType
     )
     table = grid("  token", ">p − y", *([f">× weight {number(position.weight, 3)}"] if weighted else []), "")
     room = max(6, (width - 66) // 2)
-    shown = sorted(notable(position, 3), key=lambda c: not c.is_target)
+    shown = sorted(notable(position, 2), key=lambda c: not c.is_target)
     hidden = [c for c in position.candidates if c not in shown]
     largest = max(abs(c.error_raw) for c in shown)
 
@@ -269,7 +264,7 @@ def head(opened: Opened, position: Position, width: int) -> list[RenderableType]
     if recorded.unknown is not None:
         return [*found, line(f"Not shown: {recorded.unknown}.")]
     room = max(16, min(48, width - TOKEN - 40))
-    table = grid("  row", ">error", "gradient = error × h", ">norm", ">off by")
+    table = grid("  row", ">error", "error × h (√ scale)", ">norm", ">off by")
     errors = {c.id: c.error_product for c in position.candidates}
     if hidden is not None:
         values = [float(v) for v in hidden]
@@ -314,7 +309,7 @@ def _whole_step(opened: Opened) -> list[RenderableType]:
     if slide.head.tied:
         found.append(line("Head and input embeddings are one weight, so both sides add to its gradient:"))
         table = grid("  row, all targets", ">head's part", ">input's part", ">whole", ">off by")
-        for row in rows[:6]:
+        for row in rows[:4]:
             parts = (row.norm, row.input_norm, row.total_norm)
             table.add_row(
                 Text("  " + visible(row.token, TOKEN)),
@@ -323,14 +318,13 @@ def _whole_step(opened: Opened) -> list[RenderableType]:
             )
         found.append(indented(table))
     if compared:
-        worst = max((row.max_abs_difference_from_autograd or 0.0) / row.largest for row in compared)
+        worst = max(row.max_abs_difference_from_autograd or 0.0 for row in compared)
+        largest = max(row.largest for row in compared)
         found.append(
             line(
-                "Checked: over all targets of the step, formula and autograd differ by at most "
-                f"{_off(worst, 1.0)} of a row's largest entry."
+                f"Checked over all targets of the step: max |formula − autograd| is {number(worst, 2)}, where the "
+                f"largest entry is {fixed(largest)}."
             )
         )
-    largest = ", ".join(
-        f"{visible(row.token, TOKEN)} {fixed(row.norm, 3)}" for row in slide.head.top_rows[:5]
-    )
-    return [*found, *([line(f"Largest rows of all: {largest}")] if largest else [])]
+    names = ", ".join(f"{visible(row.token, TOKEN)} {fixed(row.norm, 3)}" for row in slide.head.top_rows[:5])
+    return [*found, *([line(f"Largest rows of all: {names}")] if names else [])]

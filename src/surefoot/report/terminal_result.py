@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from surefoot.microscope.panels import (
@@ -41,7 +42,7 @@ from surefoot.report.terminal_parts import (
 
 LINES = 5
 """Of a histogram."""
-MOUNTAIN_LINES = 8
+MOUNTAIN_LINES = 7
 
 
 # 8: weights ----------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ def weights(opened: Opened, width: int) -> list[RenderableType]:
     drawn = "".join(" " if not count else height(count, max(moved)) for count in moved)
     edges = recorded.change.edges
     if any(moved):
-        found.append(line(f"how far, |Δ|: 1e{number(edges[0], 3)} {drawn} 1e{number(edges[-1], 3)}"))
+        found.append(line(f"how far, |Δ|: 10^{number(edges[0], 3)} {drawn} 10^{number(edges[-1], 3)}"))
     norms = f"‖Δ‖ / ‖θ‖ = {number(recorded.update_norm)} / {number(recorded.weight_norm)}"
     found.append(line(f"{norms} = {number(recorded.update_ratio, 3)}, over {recorded.count:,} weights."))
     found.append(
@@ -101,12 +102,13 @@ def _overlay(recorded: Weights, width: int) -> list[RenderableType]:
         drawn = Text("    ")
         for value in change:
             drawn.append(strip([value], largest, 1) * times, ORANGE if value > 0 else BLUE)
-        found += [
-            drawn,
-            Text(f"    new − old: from {min(change):+,.0f} to {max(change):+,.0f}".replace("-", "−")),
-        ]
-    key = Text("    ").append("blue, o", BLUE).append(": only old   ").append("orange, n", ORANGE)
-    return [*found, key.append(": only new   ").append("█", BOTH).append(": both")]
+        found.append(drawn)
+    key = Text.assemble(
+        ("blue, o", BLUE), ": only old   ", ("orange, n", ORANGE), ": only new   ", ("█", BOTH)
+    )
+    change_is = f"{min(change):+,.0f} to {max(change):+,.0f}".replace("-", "−")
+    key.append(f": both   line above: new − old, {change_is}")
+    return [*found, Padding(key, (0, 0, 0, 4), expand=False)]
 
 
 # 9: the mountain -------------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def after(opened: Opened, position: Position, width: int) -> list[RenderableType
     if position.loss_after is None:
         return [*found, line("It was not measured.")]
     table = grid("  token", ">p before", ">p after", "", ">rank", ">head only", ">body only")
-    for one in notable(position, 6):
+    for one in notable(position, 5):
         if one.p_after is None:
             continue
         rank = (

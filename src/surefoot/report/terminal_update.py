@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +34,7 @@ from surefoot.report.terminal_parts import (
     line,
 )
 
+FORMULA = "= θ + Δ, as stored"
 LAYERS = 42
 """Most layers that are shown each; of a deeper model every second, third, ..."""
 
@@ -53,15 +55,14 @@ def backward(opened: Opened, width: int) -> list[RenderableType]:
     kept = [layer for n, layer in enumerate(layers) if n % every == 0 or n == len(layers) - 1]
     if every > 1:
         found.append(line(f"Of {len(layers)} layers, one in {every} is shown."))
-    largest = max((layer.grad_norm for layer in layers), default=0.0)
     if width >= 96:
         half = math.ceil(len(kept) / 2)
         both = Table.grid(padding=(0, 3, 0, 0))
         room = (width - 5) // 2
-        both.add_row(*(_layers(part, largest, room) for part in (kept[:half], kept[half:])))
+        both.add_row(*(_layers(part, kept, room) for part in (kept[:half], kept[half:])))
         found.append(indented(both))
     else:
-        found.append(indented(_layers(kept, largest, width - 2)))
+        found.append(indented(_layers(kept, kept, width - 2)))
     total, limit, factor = (
         slide.backward.grad_norm,
         slide.backward.max_grad_norm,
@@ -76,13 +77,15 @@ def backward(opened: Opened, width: int) -> list[RenderableType]:
     found.append(line(f"All layers together: ‖g‖ = {number(total)}, {said}."))
     heavy = sorted(slide.tensors, key=lambda t: -t.share)[:3]
     if heavy:
-        said = ", ".join(f"{t.name} {share(t.share)}" for t in heavy)
+        said = ", ".join(f"{_without_prefix(t.name)} {share(t.share)}" for t in heavy)
         found.append(line(f"Largest tensors, by their part of ‖g‖²: {said}."))
     return found
 
 
-def _layers(layers: Sequence[Layer], largest: float, width: int) -> Table:
-    names = max((len(_short(layer.name)) for layer in layers), default=5)
+def _layers(layers: Sequence[Layer], of: Sequence[Layer], width: int) -> Table:
+    """Some layers `of` all that are shown, with bars of the same scale."""
+    names = max((len(_short(layer.name)) for layer in of), default=5)
+    largest = max((layer.grad_norm for layer in of), default=0.0)
     table = grid("layer", ">‖g‖", "", ">‖g‖²", ">RMS")
     room = max(4, width - names - 28)
     for layer in layers:
@@ -93,7 +96,11 @@ def _layers(layers: Sequence[Layer], largest: float, width: int) -> Table:
 
 
 def _short(name: str) -> str:
-    return clipped(visible(name.removeprefix("base_model.model.").removeprefix("model.")), 20)
+    return clipped(_without_prefix(name), 20)
+
+
+def _without_prefix(name: str) -> str:
+    return printable(name.removeprefix("base_model.model.").removeprefix("model."))
 
 
 # 7: the optimizer ----------------------------------------------------------------------------------------------
@@ -105,7 +112,11 @@ def optimizer(opened: Opened, width: int) -> list[RenderableType]:
     if recorded is None:
         refused = "It decides how far each weight goes. Here it was not asked: the update was refused."
         return heading("7  The optimizer", refused)
-    settings = ", ".join(f"{name} {_setting(value)}" for name, value in recorded.settings.items() if value)
+    settings = ", ".join(
+        f"{name} {_setting(value)}"
+        for name, value in recorded.settings.items()
+        if value and value is not True
+    )
     found = heading(
         "7  The optimizer",
         f"It decides how far each weight goes. Here: {recorded.name}, learning rate "
@@ -114,14 +125,13 @@ def optimizer(opened: Opened, width: int) -> list[RenderableType]:
     )
     if recorded.refused is not None:
         found.append(line(f"Its arithmetic is not shown: {recorded.refused}."))
-    most = max(1, (width - 48) // 14)
     for _, alike in groupby(slide.chosen, key=lambda c: [(s.name, s.formula) for s in c.stages]):
         weights = list(alike)
+        names = max(map(cell_len, ["θ before", *(stage.name for stage in weights[0].stages)]))
+        formulas = max(map(cell_len, [FORMULA, *(f"= {stage.formula}" for stage in weights[0].stages)]))
+        most = max(1, (width - 4 - names - formulas) // 12)
         for start in range(0, len(weights), most):
-            found += _derivation(weights[start : start + most])
-    for tensor in [t for t in slide.tensors if t.name in {c.tensor for c in slide.chosen} and len(t.rms) > 1]:
-        stages = " → ".join(f"{name} {number(value, 3)}" for name, value in tensor.rms.items())
-        found.append(line(f"RMS over all of {tensor.name}: {stages}"))
+            found += _derivation(weights[start : start + most], {t.name: t.rms for t in slide.tensors})
     return found
 
 
@@ -129,26 +139,31 @@ def _setting(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _derivation(weights: Sequence[ChosenWeight]) -> list[RenderableType]:
-    """Stages down, weights across: all of them have the same stages."""
+def _derivation(weights: Sequence[ChosenWeight], rms: dict[str, dict[str, float]]) -> list[RenderableType]:
+    """Stages down, weights across: all of them have the same stages. `rms`: of whole tensors, by stage."""
     found: list[RenderableType] = []
     letters = "ABCDEFGHIJ"
     for letter, weight in zip(letters, weights, strict=False):
         index = ", ".join(map(str, weight.index))
-        found.append(line(f"{letter} = {weight.tensor}[{index}]: {weight.why}"))
+        found.append(line(f"{letter} = {_without_prefix(weight.tensor)}[{index}]: {weight.why}"))
     table = grid("", "", *(f">{letter}" for letter, _ in zip(letters, weights, strict=False)))
     table.add_row("θ before", "", *(fixed(w.before, 6) for w in weights))
     for n, stage in enumerate(weights[0].stages):
         formula = Text(f"= {printable(stage.formula)}" if stage.formula else "")
         table.add_row(Text(printable(stage.name)), formula, *(signed(w.stages[n].value) for w in weights))
     after = Text("θ after", "bold")
-    table.add_row(after, "= θ + Δ, as stored", *(Text(fixed(w.after, 6), "bold") for w in weights))
+    table.add_row(after, FORMULA, *(Text(fixed(w.after, 6), "bold") for w in weights))
     for name in weights[0].would:
         said = f"Δ by {visible(name)} instead"
         table.add_row("", Text(said, "italic"), *(signed(w.would.get(name, math.nan)) for w in weights))
+    for stage in dict.fromkeys(stage.name for stage in weights[0].stages):
+        sizes = [rms.get(weight.tensor, {}).get(stage) for weight in weights]
+        if stage in ("g", "Δ") and None not in sizes:
+            name = Text(f"RMS of {stage}, whole tensor", "italic")
+            table.add_row("", name, *("" if size is None else fixed(size) for size in sizes))
     found.append(indented(table))
     states = dict.fromkeys(w.would_state for w in weights if w.would)
     replays = [abs(w.replay_error) for w in weights if w.replay_error is not None]
-    said = f"State given to those instead: {'; '.join(states)}. " if states else ""
-    said += f"Computed here and stored differ by at most {number(max(replays), 2)}." if replays else ""
+    said = f"State given to those: {'; '.join(states)}. " if states else ""
+    said += f"Replayed here and as stored: at most {number(max(replays), 2)} apart." if replays else ""
     return [*found, line(said)] if said else found

@@ -74,6 +74,7 @@ def losses(
     `budget` is the most slots of a micro-batch; `seed` makes dropout a function of the step (None leaves the
     random state alone).
     """
+    examples = list(examples)  # they may be made when asked for, and are told apart by what they are
     divisor = divisor_of(examples)
     if divisor == 0:
         return _nothing(examples)

@@ -143,7 +143,7 @@ function drawEvents(host, run) {
   drawTable(body, [
     { key: "step", label: "step", number: true, text: (x) => fmt(x) },
     { key: "type", label: "what" },
-    { key: "time", label: "when", text: (t) => (t === null ? "" : new Date(t * 1000).toISOString().slice(0, 19).replace("T", " ")) },
+    { key: "time", label: "when (UTC)", text: (t) => (t === null ? "" : new Date(t * 1000).toISOString().slice(0, 19).replace("T", "\u00a0")) },
     { key: "text", label: "" },
   ], run.events.map((e) => ({ ...e, strong: e.type === "alert" })), { caption: "Events", first: 15, find: "Find an event" });
 }
