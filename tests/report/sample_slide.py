@@ -167,7 +167,7 @@ def sample(optimizer: str = "sgd", *, step: int = 1, largest_norm: float = 0.0, 
             update_norm=layer.update_norm,
             update_ratio=layer.update_ratio,
             lost_share=float(np.mean(bf16(weight) == bf16(weight + move))),
-            rms={"g": layer.grad_norm / math.sqrt(weight.size)},
+            rms={"g": layer.grad_norm / weight.size**0.5, "Δ": layer.update_norm / weight.size**0.5},
         )
         for layer, weight, move in zip(layers, sizes, moves, strict=True)
     ]

@@ -266,6 +266,21 @@ def test_the_optimizers_lines_lead_from_gradient_to_weight(optimizer: str) -> No
             assert float(value.replace("−", "-")) == pytest.approx(move, rel=1e-3)
 
 
+def test_the_chosen_weights_tensors_are_summed_up() -> None:
+    slide = opened("adamw", 1.0).slide
+    text = panel(7, shown(opened("adamw", 1.0)))
+    tensors = {tensor.name: tensor for tensor in slide.tensors}
+    for stage in ("g", "Δ"):
+        values = [float(word) for word in row(text, f"RMS of {stage}, whole tensor")[-2:]]
+        assert values == pytest.approx([tensors[c.tensor].rms[stage] for c in slide.chosen], rel=6e-3)
+
+
+def test_weights_without_arithmetic_still_show_where_they_went() -> None:
+    text = panel(7, shown(changed("chosen.0.stages", [])))
+    assert text.count("θ before") == 2
+    assert text.count("= θ + Δ, as stored") == 2
+
+
 def test_weights_of_other_arithmetic_get_a_table_of_their_own() -> None:
     other = changed("chosen.1.stages.1.formula", "0.5 · g")
     text = panel(7, shown(other))
