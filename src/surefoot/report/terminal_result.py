@@ -42,6 +42,7 @@ from surefoot.report.terminal_parts import (
 
 LINES = 5
 """Of a histogram."""
+FLAT = strip([0.0], 1.0, 1)
 MOUNTAIN_LINES = 7
 
 
@@ -101,7 +102,8 @@ def _overlay(recorded: Weights, width: int) -> list[RenderableType]:
     if largest:
         drawn = Text("    ")
         for value in change:
-            drawn.append(strip([value], largest, 1) * times, ORANGE if value > 0 else BLUE)
+            block = strip([value], largest, 1)
+            drawn.append(block * times, "" if block == FLAT else ORANGE if value > 0 else BLUE)
         found.append(drawn)
     key = Text.assemble(
         ("blue, o", BLUE), ": only old   ", ("orange, n", ORANGE), ": only new   ", ("█", BOTH)
