@@ -25,6 +25,9 @@ COMMAND_OPTIONS = {
     "evaluate": ["data", "columns", "max_new_tokens", "exact_match", "precision", "max_length", "use_cpu"],
     "chat": ["prompt", "system", "max_new_tokens", "temperature", "use_cpu"],
     "check": ["model", "data", "rows"],  # and those of train
+    "explain": [
+        "model", "prompt", "completion", "data", "row", "watch_for", "position", "optimizer", "html", "save",
+    ],  # and those of train
     "compare": ["data", "columns", "prompt", "limit", "max_new_tokens", "use_cpu"],
     "report": ["output", "terminal", "position"],
     "worst": ["limit"],

@@ -184,7 +184,7 @@ class SFTConfig(BaseModel):
     slides: list[int] = Field(default_factory=list)
     """Steps to open under the microscope, by their number (the first is 1; 0 means the first too)."""
     slide_every: int | None = Field(None, gt=0)
-    """Open every so many steps. Alerts open steps too, as does `touch RUN/open-next-step` while it trains."""
+    """Open every so many steps. Alerts open steps too, and so does making the file RUN/open-next-step."""
     slide_mountain: Literal["none", "cut", "surface"] = "cut"
     """The loss along an opened update: none, a cut of 9 forwards, or a surface of 441."""
     slide_extras: bool = False

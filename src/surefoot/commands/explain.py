@@ -81,9 +81,9 @@ def run(argv: list[str]) -> int:
 
         save(found.prepared.model, found.prepared.tokenizer, Path(own.save))
     if own.html is not None:
-        from surefoot.report.page import write
+        from surefoot.report.notebook import SlideView
 
-        write(Path(own.html), [found.opened], None)
+        SlideView(found.opened).save_html(own.html)
     if parsed.json:
         print(found.opened.slide.model_dump_json())
     else:
@@ -97,16 +97,10 @@ def run(argv: list[str]) -> int:
 
 
 def _options(own: ExplainOptions, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of the step: those of a lesson where the user said nothing."""
-    from surefoot.microscope.explain import RATES
+    """The options of the step."""
+    from surefoot.microscope.explain import lesson_options
 
-    options = dict(given)
-    options.update({"model_name_or_path": own.model} if own.model else {})
+    options = {**given, **({"model_name_or_path": own.model} if own.model else {})}
     if "model_name_or_path" not in options:
         raise UserError("surefoot explain --model MODEL --prompt TEXT --completion TEXT")
-    options.update({"optim": own.optimizer} if own.optimizer else {})
-    options["optim"] = {"adamw": "adamw_torch"}.get(options.get("optim", "sgd"), options.get("optim", "sgd"))
-    options.setdefault("learning_rate", RATES.get(options["optim"], 1e-4))
-    if not TRANSLATED & set(options):
-        options.setdefault("precision", "fp32")
-    return options
+    return lesson_options({**options, **({"optim": own.optimizer} if own.optimizer else {})})

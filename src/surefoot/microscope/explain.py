@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +27,7 @@ from surefoot.microscope.opening import MOST_PLACES, Opening, Wish
 from surefoot.microscope.predict import Place, seen_before
 from surefoot.microscope.slide import Opened
 from surefoot.model.network import Network
+from surefoot.names import TRANSLATED
 from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers, build, schedule
@@ -35,6 +36,18 @@ from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare
 
 RATES = {"sgd": 0.1, "muon": 1e-2}
 """Learning rates of a lesson, where none is given: large enough to see. 1e-4 for the others."""
+
+
+def lesson_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of training for one step that is looked at: what was given, and else plain SGD in float32 at a
+    learning rate that shows."""
+    options = dict(given)
+    optim = options.get("optim", "sgd")
+    options["optim"] = {"adamw": "adamw_torch"}.get(optim, optim)
+    options.setdefault("learning_rate", RATES.get(options["optim"], 1e-4))
+    if not TRANSLATED & set(options):
+        options.setdefault("precision", "fp32")
+    return options
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,13 @@ class Replay:
             yield Chunk(where, lines, old, new, asked)
 
     def at(self, indices: Sequence[int]) -> list[Entry]:
-        """Chosen entries of the flat local part."""
+        """Chosen entries of the flat local part. All ranks call this, for Adafactor's rate; one may choose none."""
         pick = torch.tensor(indices, dtype=torch.int64, device=self._old.device)
         lines = self.lines(pick)
         table = [line.value.tolist() for line in lines]
         before, after = self._old[pick].double().tolist(), self._new[pick].double().tolist()
         sign = -1.0 if self.step.group.get("maximize") else 1.0
-        moments = self._moments(pick)
+        moments, rate = self._moments(pick), self.learning_rate
         found = []
         for row, index in enumerate(indices):
             stages = [
@@ -129,7 +129,7 @@ class Replay:
             clipped, delta = table[1][row], table[-1][row]
             error = before[row] + delta - after[row] if self.known else None
             state = None if moments is None else moments[row]
-            deltas, sentence = would(sign * clipped, before[row], self.learning_rate, self.step.group, state)
+            deltas, sentence = would(sign * clipped, before[row], rate, self.step.group, state)
             found.append(Entry(index, before[row], stages, after[row], error, deltas, sentence))
         return found
 
@@ -161,7 +161,8 @@ def would(
         m, v, sentence = g, g * g, "none, as in a first step"
     else:
         m, v = state.m / (1 - beta1**state.steps), state.v / (1 - beta2**state.steps)
-        sentence = "the run's own" + (", with weight decay in m and v" if state.decay_within else "")
+        sentence = "the run's own" if state.steps > 1 else "none, as in a first step"
+        sentence += ", with weight decay in m and v" if state.decay_within else ""
     size = math.sqrt(v) + eps
     adam = -lr * m / size if size else 0.0
     return {"sgd": -lr * g, "adam": adam, "adamw": adam - lr * decay * theta}, sentence

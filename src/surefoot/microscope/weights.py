@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from surefoot.microscope.arithmetic import TensorStep
 from surefoot.microscope.ground import Ground, NoMountain
@@ -25,7 +26,7 @@ from surefoot.microscope.replay import Replay, Sums
 from surefoot.microscope.spell import Speller
 from surefoot.model.loss import Head
 from surefoot.model.network import Network
-from surefoot.train.distributed import add_up, add_up_numbers, local, offset
+from surefoot.train.distributed import add_up, add_up_numbers, as_shard, local, offset, rank, ranks, told
 from surefoot.train.optim import Optimizers, Turn
 from surefoot.train.step import Change
 
@@ -128,12 +129,10 @@ class WeightsWatch:
             if not of_block:
                 continue
             best = max(of_block, key=lambda turn: self._records[turn.name].grad_norm)
-            entry = _largest(best)
-            if entry is not None:
-                picks[best.name] = (
-                    entry,
-                    f"the {which} layer's largest gradient, in its tensor of the largest",
-                )
+            picks[best.name] = (
+                _largest(best),
+                f"the {which} layer: the largest gradient of its largest",
+            )
         return picks
 
     def _choose(self, turn: Turn, replay: Replay) -> None:
@@ -141,12 +140,10 @@ class WeightsWatch:
             return
         entry, why = self._picks[turn.name]
         inside = entry - offset(turn.weight)
-        if not 0 <= inside < local(turn.weight).numel():
-            self.notes.append(f"{turn.name}: the arithmetic of its chosen weight is on another rank")
-            return
-        one = replay.at([inside])[0]
-        self.chosen.append(
-            ChosenWeight(
+        here = 0 <= inside < local(turn.weight).numel()
+        said = ""
+        for one in replay.at([inside] if here else []):
+            chosen = ChosenWeight(
                 tensor=turn.name,
                 index=[int(i) for i in np.unravel_index(entry, turn.weight.shape)],
                 why=why,
@@ -157,7 +154,8 @@ class WeightsWatch:
                 would=one.would,
                 would_state=one.would_state,
             )
-        )
+            said = chosen.model_dump_json()
+        self.chosen.append(ChosenWeight.model_validate_json(told(said)))
 
     # What is there at the end ------------------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class WeightsWatch:
         """The head as it was before the update; the one that there is, if it was not updated."""
         if head is None or self._old_head is None:
             return head
-        return replace(head, weight_VD=self._old_head)
+        return replace(head, weight_VD=as_shard(self._old_head, head.weight_VD))
 
     def optimizer(self, change: Change | None) -> OptimizerRecord:
         """Which arithmetic it was."""
@@ -215,13 +213,20 @@ def _updates(optimizers: Optimizers) -> int:
     return int(max(counts, default=0))
 
 
-def _largest(turn: Turn) -> int | None:
+def _largest(turn: Turn) -> int:
     """Index in the whole flat tensor of the entry with the largest gradient; the same on all ranks."""
     assert turn.weight.grad is not None
     own = local(turn.weight.grad).flatten().abs()
-    if own.numel() == turn.weight.numel():
+    if not isinstance(turn.weight, DTensor):
         return int(own.argmax())
-    return None
+    # Of each rank the largest and where it is; a rank without a row has none.
+    found = [-1.0, 0.0]
+    if own.numel():
+        found = [float(own.max()), float(offset(turn.weight) + int(own.argmax()))]
+    table = [0.0] * (2 * ranks())
+    table[2 * rank() : 2 * rank() + 2] = found
+    table = add_up_numbers(table)
+    return int(max(zip(table[::2], table[1::2], strict=True), key=lambda pair: pair[0])[1])
 
 
 def _before(turn: Turn, layer: str) -> TensorRecord:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
+from surefoot.microscope.explain import Question, lesson_options
+from surefoot.microscope.explain import explain as explained
 from surefoot.microscope.slide import Opened, Slide
 from surefoot.report.page import render
 
@@ -76,6 +79,41 @@ class SlideView:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
         return path
+
+
+def explain(
+    model: str | Path,
+    prompt: str | None = None,
+    completion: str | None = None,
+    *,
+    watch: Sequence[str] = (),
+    data: str | Path | None = None,
+    row: int = 1,
+    position: int = 0,
+    **options: Any,
+) -> SlideView:
+    """Take one step on one example, under the microscope; nothing on the disk is changed.
+
+    Args:
+        model: as for training; also a run folder, or one of its checkpoints.
+        prompt, completion: what is asked, and what should have been answered.
+        watch: other texts that might have stood there.
+        data, row: a file of rows and which of them, from 1, instead of prompt and completion.
+        position: the token of the completion to look at first, from 0.
+        options: those of `SFTConfig`, such as optim="adamw_torch", learning_rate=1e-4, slide_mountain="surface".
+
+    Raises UserError for what cannot be explained.
+    """
+    question = Question(
+        prompt=prompt,
+        completion=completion,
+        data=str(data) if data is not None else None,
+        row=row,
+        watch=tuple(watch),
+        position=position,
+    )
+    args = SFTConfig(**lesson_options({**options, "model_name_or_path": str(model)}))
+    return SlideView(explained(question, args, list(options)).opened)
 
 
 def open_slide(path: str | Path) -> SlideView:
