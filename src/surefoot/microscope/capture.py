@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
+from surefoot.train.distributed import add_up, add_up_numbers, ranks, total_norm
 from surefoot.train.recompute import decoder_layers
 from surefoot.train.step import Losses, losses
 
@@ -43,6 +45,12 @@ class Targets:
         """Index of an example's target."""
         return self.first_E[example] + target
 
+    def part(self, which: slice) -> Targets:
+        """Some of them, without their examples."""
+        hidden_ND = self.hidden_ND[which] if self.hidden_ND is not None else None
+        columns = (self.nll_N, self.log_sum_N, self.label_N, self.weight_N)
+        return Targets(hidden_ND, *(column[which] for column in columns), first_E=[])
+
 
 @dataclass
 class Capture:
@@ -64,56 +72,75 @@ class Capture:
     ) -> Losses:
         """`step.losses`, watched. `noise` also keeps the gradient's norm after each micro-batch."""
         self._parts, weight = [], 0.0
+        pending: list[tuple[str, float, int]] = []
 
         def seen(forest: Forest, stats: TargetStats) -> None:
             nonlocal weight
             # The error of a GPU's hidden states is that of its own memory: they stay there.
             self._parts.append((forest, stats))
+            if forest.examples:  # the one slot of an empty micro-batch is none of the step's
+                for name, square, numbers in pending:
+                    total, count = self.squares[name]
+                    self.squares[name] = total + square, count + numbers
+            pending.clear()
             if noise and backprop:
-                weight += float(forest.weight_N.sum())
+                weight += add_up_numbers([float(forest.weight_N.sum())])[0]
                 gradients = [p.grad for p in network.model.parameters() if p.grad is not None]
-                self.norms.append((weight, torch.nn.utils.get_total_norm(gradients).item() ** 2))
+                self.norms.append((weight, total_norm(gradients) ** 2))
 
         if not backprop:
             return losses(network, self.examples, budget, backprop=False, seed=seed, seen=seen)
         if network.head is not None and self.rows_R is not None:
             network = replace(network, head=replace(network.head, on_gradient=self._head_gradient))
-        with _watching_blocks(network, self.squares):
-            return losses(network, self.examples, budget, backprop=True, seed=seed, seen=seen)
+        with _watching_blocks(network, pending) as names:
+            self.squares = dict.fromkeys(names, (0.0, 0))
+            found = losses(network, self.examples, budget, backprop=True, seed=seed, seen=seen)
+        self._add_up_ranks(network)
+        return found
 
     def _head_gradient(self, grad_VD: torch.Tensor) -> None:
         assert self.rows_R is not None
         rows_RD = grad_VD[self.rows_R].double()
         self.head_rows_RD = rows_RD if self.head_rows_RD is None else self.head_rows_RD + rows_RD
 
+    def _add_up_ranks(self, network: Network) -> None:
+        sums = add_up_numbers([number for pair in self.squares.values() for number in pair])
+        pairs = zip(self.squares, sums[::2], sums[1::2], strict=True)
+        self.squares = {name: (total, int(count)) for name, total, count in pairs if count}
+        if self.rows_R is not None and network.head is not None and ranks() > 1:
+            if self.head_rows_RD is None:  # no target came to this rank
+                shape = len(self.rows_R), network.head.weight_VD.shape[1]
+                self.head_rows_RD = torch.zeros(shape, dtype=torch.float64, device=network.device)
+            self.head_rows_RD = add_up(self.head_rows_RD)
+
     def targets(self) -> Targets:
-        """The targets of all micro-batches, put back in the order of the examples."""
-        order = {id(example): index for index, example in enumerate(self.examples)}
-        pieces: dict[int, tuple[torch.Tensor | None, ...]] = {}
-        for forest, stats in self._parts:
-            counts = [example.targets for example in forest.examples]
-            columns = [
-                [None] * len(counts) if column is None else column.split(counts)
-                for column in (
-                    stats.hidden_ND,
-                    stats.nll_N,
-                    stats.log_sum_N,
-                    forest.label_N,
-                    forest.weight_N,
-                )
-            ]
-            for index, example in enumerate(forest.examples):
-                pieces[order[id(example)]] = tuple(column[index] for column in columns)
-        whole = [
-            None if any(part is None for part in column) else torch.cat([p for p in column if p is not None])
-            for column in zip(*(pieces[i] for i in range(len(self.examples))), strict=True)
+        """The targets of all micro-batches of all ranks, in the order of the examples."""
+        *first, count = accumulate((example.targets for example in self.examples), initial=0)
+        first_of = {id(example): place for example, place in zip(self.examples, first, strict=True)}
+        places = [
+            torch.tensor(
+                [first_of[id(e)] + target for e in forest.examples for target in range(e.targets)],
+                dtype=torch.int64,
+                device=forest.label_N.device,
+            )
+            for forest, _ in self._parts
         ]
-        hidden_ND, nll_N, log_sum_N, label_N, weight_N = whole
-        assert nll_N is not None and log_sum_N is not None and label_N is not None and weight_N is not None
-        first = [0]
-        for example in self.examples[:-1]:
-            first.append(first[-1] + example.targets)
-        return Targets(hidden_ND, nll_N, log_sum_N, label_N, weight_N, first)
+
+        def whole(column: list[torch.Tensor]) -> torch.Tensor:
+            made = column[0].new_zeros(count, *column[0].shape[1:])
+            for place, part in zip(places, column, strict=True):
+                made[place] = part
+            return add_up(made)
+
+        hidden = [stats.hidden_ND for _, stats in self._parts if stats.hidden_ND is not None]
+        return Targets(
+            hidden_ND=whole(hidden) if hidden else None,
+            nll_N=whole([stats.nll_N for _, stats in self._parts]),
+            log_sum_N=whole([stats.log_sum_N for _, stats in self._parts]),
+            label_N=whole([forest.label_N for forest, _ in self._parts]),
+            weight_N=whole([forest.weight_N for forest, _ in self._parts]),
+            first_E=first,
+        )
 
     def rms(self) -> dict[str, float]:
         """Root mean square of d loss / d (output) by block, from the last to the first."""
@@ -121,8 +148,9 @@ class Capture:
 
 
 @contextmanager
-def _watching_blocks(network: Network, squares: dict[str, tuple[float, int]]) -> Iterator[None]:
-    """While open, the gradient of each decoder layer's output, and of the embeddings', is added to `squares`."""
+def _watching_blocks(network: Network, seen: list[tuple[str, float, int]]) -> Iterator[list[str]]:
+    """While open, of the gradient of each decoder layer's output, and of the embeddings', come to `seen`: the
+    block's name, the sum of squares, how many numbers. Yields the names, from the first block to the last."""
     layers = {id(layer) for layer in decoder_layers(network.model)}
     blocks = {name: m for name, m in network.core.named_modules() if id(m) in layers}
     embeddings = network.core.get_input_embeddings()
@@ -135,23 +163,19 @@ def _watching_blocks(network: Network, squares: dict[str, tuple[float, int]]) ->
                 hidden.register_hook(add)
 
         def add(gradient: torch.Tensor) -> None:
-            total, count = squares.get(name, (0.0, 0))
             square = torch.linalg.vector_norm(gradient.detach(), dtype=_exact(gradient)).item() ** 2
-            squares[name] = total + square, count + gradient.numel()
+            seen.append((name, square, gradient.numel()))
 
-        squares.setdefault(name, (0.0, 0))
         handles.append(module.register_forward_hook(forward))
 
     watch(EMBEDDINGS, embeddings)
     for name, module in blocks.items():
         watch(name, module)
     try:
-        yield
+        yield [EMBEDDINGS, *blocks]
     finally:
         for handle in handles:
             handle.remove()
-        for name in [name for name, (_, count) in squares.items() if not count]:
-            del squares[name]
 
 
 def _exact(tensor: torch.Tensor) -> torch.dtype:

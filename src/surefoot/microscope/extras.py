@@ -14,7 +14,8 @@ from surefoot.data.rows import Example
 from surefoot.microscope.capture import Targets
 from surefoot.microscope.panels import Influence, NoiseScale
 from surefoot.microscope.predict import Look
-from surefoot.model.loss import CHUNK_ELEMENTS, target_errors
+from surefoot.microscope.vocabulary import error_products
+from surefoot.model.loss import CHUNK_ELEMENTS
 from surefoot.model.network import Network
 
 
@@ -60,9 +61,7 @@ def influence(
     pushed = []
     for start in range(0, len(hidden_ND), size):
         part = slice(start, start + size)
-        weight_C = targets.weight_N[part] / divisor
-        found = target_errors(hidden_ND[part], head, targets.label_N[part], weight_C, network.product_dtype)
-        of_errors_CK = found.product_error_CV @ error_KV.T
+        of_errors_CK = error_products(targets.part(part), error_KV, head, divisor, network.product_dtype)
         of_hidden_CK = hidden_ND[part].to(error_KV.dtype) @ look.hidden_KD.to(error_KV.dtype).T
         pushed.append((of_errors_CK * of_hidden_CK).double())
     pushed_NK = torch.cat(pushed) / -look.weight_K.double()

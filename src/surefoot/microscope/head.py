@@ -1,6 +1,6 @@
 """Panel 4 for a whole step: the gradient of the head's row v is Σ_t e_t[v] · h_t, against what autograd made.
 
-Shapes: N targets, D width, V vocabulary, C rows of a chunk of it, R rows that are shown.
+Shapes: D width, V vocabulary, C rows of a chunk of it, R rows that are shown.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from surefoot.microscope.capture import Targets
 from surefoot.microscope.panels import Head as HeadPanel
 from surefoot.microscope.panels import HeadRow, Histogram
 from surefoot.microscope.spell import Speller
-from surefoot.model.loss import CHUNK_ELEMENTS, Head, loss_dtype
+from surefoot.microscope.vocabulary import own_ids, own_rows, row_gradients, rows_of
+from surefoot.model.loss import CHUNK_ELEMENTS, Head
 from surefoot.model.network import Network
+from surefoot.train.distributed import joined
 
 TOP = 10
 """Rows of the largest gradient that are named."""
@@ -33,30 +35,6 @@ def shown_rows(examples: Sequence, watched: Sequence[int], most: int = 256) -> l
     firsts = [int(e.completion_ids[len(e.completion_ids) - e.targets]) for e in examples if e.targets]
     rest = [int(token) for e in examples for token in e.completion_ids[len(e.completion_ids) - e.targets :]]
     return list(dict.fromkeys([*watched, *firsts, *rest]))[:most]
-
-
-@torch.no_grad()
-def row_gradients(
-    head: Head, targets: Targets, divisor: float, ids_C: torch.Tensor, product: torch.dtype | None
-) -> torch.Tensor:
-    """The formula, [C, D]: Σ_t e_t[v] · h_t for rows `ids_C`, over all targets of the step.
-
-    The step left each target's log Σ exp, so no other row of the vocabulary is needed.
-    """
-    assert targets.hidden_ND is not None
-    exact = loss_dtype(targets.hidden_ND.dtype)
-    weight_VD = head.weight_VD.detach()
-    h_ND = targets.hidden_ND.to(product or targets.hidden_ND.dtype)
-
-    z_NC = (h_ND @ weight_VD[ids_C].to(h_ND.dtype).T).to(exact)
-    z_NC = head.shaped(z_NC if head.bias_V is None else z_NC + head.bias_V.detach()[ids_C].to(exact))
-    slope_NC = 1 - (z_NC / head.softcap).square() if head.softcap is not None else None
-    error_NC = (z_NC - targets.log_sum_N[:, None]).exp_()
-    error_NC -= (ids_C[None] == targets.label_N[:, None]).to(exact)
-    error_NC *= (targets.weight_N / divisor * head.scale).to(exact)[:, None]
-    if slope_NC is not None:
-        error_NC *= slope_NC
-    return error_NC.T @ targets.hidden_ND.to(exact)
 
 
 @torch.no_grad()
@@ -96,7 +74,7 @@ def head_panel(
         norm_V = _all_norms(head, targets, divisor, network.product_dtype)
         norms = _log_histogram(norm_V)
         ids_R = torch.tensor(list(rows), device=norm_V.device)
-        formula_RD = row_gradients(head, targets, divisor, ids_R, network.product_dtype)
+        formula_RD = row_gradients(rows_of(head, ids_R), ids_R, targets, divisor, network.product_dtype)
         for r, token in enumerate(rows):
             autograd_D = by_autograd_RD[r] if by_autograd_RD is not None else None
             whole_D = whole_RD[r] if whole_RD is not None else None
@@ -149,17 +127,14 @@ def _row(
 
 
 def _all_norms(head: Head, targets: Targets, divisor: float, product: torch.dtype | None) -> torch.Tensor:
-    """float64 [V], norm of every row's gradient, a chunk of the vocabulary at a time."""
-    assert targets.hidden_ND is not None
-    vocabulary, width = head.weight_VD.shape
-    size = max(256, CHUNK_ELEMENTS // (2 * max(width, len(targets.label_N))))
-    ids = torch.arange(vocabulary, device=head.weight_VD.device)
-    return torch.cat(
-        [
-            row_gradients(head, targets, divisor, part, product).double().norm(dim=1)
-            for part in ids.split(size)
-        ]
-    )
+    """float64 [V], norm of every row's gradient; each rank makes those of its rows, a chunk of them at a time."""
+    own, ids = own_rows(head), own_ids(head)
+    size = max(256, CHUNK_ELEMENTS // (2 * max(own.weight_VD.shape[1], len(targets.label_N))))
+    norms = [
+        row_gradients(rows_of(own, part - ids[:1]), part, targets, divisor, product).double().norm(dim=1)
+        for part in ids.split(size)
+    ]
+    return joined(torch.cat(norms), head.weight_VD)
 
 
 def _log_histogram(values: torch.Tensor, bins: int = 60) -> Histogram | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ import torch.nn.functional as F  # noqa: N812
 from surefoot.data.rows import Example
 from surefoot.microscope.panels import Candidate, HeadRow, Position, Rest
 from surefoot.microscope.spell import Speller
-from surefoot.model.loss import Head, TargetErrors, loss_dtype, naive_stats, target_errors
+from surefoot.microscope.vocabulary import errors, flows_back, rows_of
+from surefoot.model.loss import Head, TargetErrors, loss_dtype, naive_stats
 from surefoot.model.network import Network
 
 LIKELIEST = 20
@@ -72,7 +73,7 @@ def look(
     weight_K = torch.tensor(weight, dtype=torch.float64, device=network.device)
     head = head or network.head
     if head is not None and hidden_KD is not None:
-        found = target_errors(hidden_KD, head, label_K, weight_K, network.product_dtype)
+        found = errors(hidden_KD, head, label_K, weight_K, network.product_dtype)
         return Look(hidden_KD, label_K, weight_K, found)
     logits_KV = _own_logits(network, examples, places)
     error_KV = logits_KV.softmax(-1)
@@ -101,7 +102,8 @@ def _own_logits(network: Network, examples: Sequence[Example], places: Sequence[
             example = examples[place.example]
             last = np.array([label_of(example, place.target)], np.int32)
             alone = replace(example, prompt_ids=seen_before(example, place.target), completion_ids=last)
-            logits_NV = network.logits(network.plant([alone]))
+            forest = network.plant([alone])
+            logits_NV = network.gathered(partial(network.logits, forest))
             rows.append(logits_NV.to(loss_dtype(logits_NV.dtype)))
     return torch.cat(rows)
 
@@ -116,7 +118,7 @@ def autograd_rows(look: Look, k: int, head: Head, ids_R: torch.Tensor) -> torch.
     exact = look.errors.logits_CV.dtype
     hidden_D = look.hidden_KD[k].to(exact)
     with torch.enable_grad(), torch.autocast(hidden_D.device.type, enabled=False):
-        rows_RD = head.weight_VD.detach()[ids_R].to(exact).requires_grad_()
+        rows_RD = rows_of(head, ids_R).weight_VD.to(exact).requires_grad_()
         z_R = rows_RD @ hidden_D
         product_V = _unshaped(look.errors.logits_CV[k], head)
         # The value is that of the step's own product, the gradient that of the rows.
@@ -162,9 +164,7 @@ def positions(
         hidden_D, back_D = None, None
         if before.hidden_KD is not None and old_head is not None:
             hidden_D = before.hidden_KD[k]
-            back_D = (
-                before.errors.product_error_CV[k].to(old_head.weight_VD.dtype) @ old_head.weight_VD.detach()
-            )
+            back_D = flows_back(before.errors.product_error_CV[k], old_head)
             arrays[f"position{k}/hidden"] = hidden_D.float().cpu().numpy()
             arrays[f"position{k}/flows_back"] = back_D.float().cpu().numpy()
         rows = [label, *(token for token in watched if token != label)]

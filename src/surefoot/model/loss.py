@@ -132,11 +132,19 @@ def target_errors(
     product_dtype: torch.dtype | None = None,
 ) -> TargetErrors:
     """The errors that `target_loss` multiplies hidden states and head with, by the same code."""
-    exact = loss_dtype(hidden_CD.dtype)
     product = product_dtype or hidden_CD.dtype
-    weight_C = weight_C.to(exact)
     with torch.autocast(hidden_CD.device.type, enabled=False):
         z_CV = hidden_CD.to(product) @ head.weight_VD.detach().to(product).T
+    return product_errors(z_CV, head, label_C, weight_C, loss_dtype(hidden_CD.dtype))
+
+
+@torch.no_grad()
+def product_errors(
+    z_CV: torch.Tensor, head: Head, label_C: torch.Tensor, weight_C: torch.Tensor, exact: torch.dtype
+) -> TargetErrors:
+    """`target_errors` of products W h, of `head` without its weight; computed in `exact`."""
+    weight_C = weight_C.to(exact)
+    with torch.autocast(z_CV.device.type, enabled=False):
         product_error_CV = _error(z_CV.clone(), head.bias_V, head, label_C, weight_C, exact, True)[0]
         plain = Head(head.weight_VD)  # its logits are the products
         logits_CV = head.shaped(z_CV.to(exact) if head.bias_V is None else z_CV.to(exact) + head.bias_V)

@@ -150,14 +150,27 @@ def add_up_numbers(values: Iterable[float]) -> list[float]:
     values = list(values)
     if ranks() == 1:
         return values
-    device = "cpu" if dist.get_backend() == "gloo" else "cuda"
-    return add_up(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+    return add_up(torch.tensor(values, dtype=torch.float64, device=_between())).tolist()
+
+
+def _between() -> str:
+    """Where tensors go from rank to rank."""
+    return "cpu" if dist.get_backend() == "gloo" else "cuda"
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's rows of a sharded tensor, or the tensor; detached, in the same memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_shard(own: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Other values of `local(of)` as a tensor that is sharded as `of` is."""
+    if not isinstance(of, DTensor):
+        return own
+    return DTensor.from_local(
+        own, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride()
+    )
 
 
 def first_row(tensor: torch.Tensor) -> int:
@@ -185,6 +198,28 @@ def rows(tensor: torch.Tensor, index: Sequence[int] | torch.Tensor) -> torch.Ten
     here = (index >= start) & (index < start + len(mine))
     found[here] = mine[index[here] - start]
     return add_up(found)
+
+
+def joined(own: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """One number for each row of `of`, along the last dimension: [..., rows of `local(of)`] of every rank, put
+    together on all."""
+    if not isinstance(of, DTensor):
+        return own
+    start = first_row(of)
+    whole = own.new_zeros(*own.shape[:-1], len(of))
+    whole[..., start : start + own.shape[-1]] = own
+    return add_up(whole)
+
+
+def told(text: str) -> str:
+    """On all ranks, what the one rank says that says anything."""
+    if ranks() == 1:
+        return text
+    said = text.encode()
+    letters = torch.zeros(int(add_up_numbers([len(said)])[0]), dtype=torch.uint8, device=_between())
+    if said:
+        letters[:] = torch.tensor(list(said), dtype=torch.uint8)
+    return bytes(add_up(letters).tolist()).decode()
 
 
 def total_norm(tensors: Sequence[torch.Tensor]) -> float:
