@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -237,7 +237,9 @@ class Opening:
             weights=weights,
             mountain=hill,
             noise=noise_scales(self._capture.norms),
-            influence=influence(network, self._look, self._targets, self.divisor, self.examples)
+            influence=influence(
+                replace(network, head=old_head), self._look, self._targets, self.divisor, self.examples
+            )
             if self.wish.extras
             else [],
         )

@@ -54,7 +54,12 @@ class WeightsWatch:
             self.notes.append(f"what the optimizer did to the weights is not recorded: {self.refused}")
         self._optimizers, self._layer_of, self._recorder = optimizers, layer_of, recorder
         self._head = network.head.weight_VD if network.head is not None else None
+        self._bias = network.head.bias_V if network.head is not None else None
         self._old_head: torch.Tensor | None = None
+        self._old_bias: torch.Tensor | None = None
+        if self.refused is not None and network.head is not None:  # no turn will come at which to keep them
+            self._old_head = local(network.head.weight_VD).clone()
+            self._old_bias = local(self._bias).clone() if self._bias is not None else None
         self._counts = Counts(network.device)
         turns = optimizers.turns()
         self._updates_before = _updates(optimizers)
@@ -71,6 +76,8 @@ class WeightsWatch:
             self._keep("keep_after", turn)
         if turn.weight is self._head:
             self._old_head = old
+        if turn.weight is self._bias:
+            self._old_bias = old
         self._record(turn, change, old)
         if self._recorder is not None:
             self._recorder.add(turn, change, old, gradient)
@@ -178,6 +185,8 @@ class WeightsWatch:
         """The head as it was before the update; the one that there is, if it was not updated."""
         if head is None or self._old_head is None:
             return head
+        if self._old_bias is not None and head.bias_V is not None:
+            head = replace(head, bias_V=as_shard(self._old_bias, head.bias_V))
         return replace(head, weight_VD=as_shard(self._old_head, head.weight_VD))
 
     def optimizer(self, change: Change | None) -> OptimizerRecord:
