@@ -113,6 +113,7 @@ def read(text: str) -> float:
     """A number as the page writes it."""
     text = text.replace("−", "-").replace("\u202f", "").replace("+", "")
     superscript = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+    text = re.sub(r"^(-?)10([⁰¹²³⁴⁵⁶⁷⁸⁹⁻])", r"\g<1>1·10\2", text)
     return float(re.sub(r"·10(.+)", lambda found: f"e{found[1].translate(superscript)}", text))
 
 

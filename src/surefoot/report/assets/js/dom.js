@@ -44,7 +44,7 @@ function fmt(value, digits = 4) {
   if (size < 1e-3 || size >= 1e6) {
     if (size >= 1e6 && Number.isInteger(x) && size < 1e15) return sign + grouped(size);
     const [mantissa, exponent] = size.toExponential(Math.min(digits - 1, 2)).split("e");
-    return `${sign}${Number(mantissa)}·10${power(Number(exponent))}`;
+    return `${sign}${Number(mantissa) === 1 ? "" : `${Number(mantissa)}·`}10${power(Number(exponent))}`;
   }
   if (Number.isInteger(x)) return sign + grouped(size);
   return sign + String(Number(size.toPrecision(digits)));

@@ -212,6 +212,6 @@ function viridis(t) {
 function diverging(t, ends) {
   const [low, zero, high] = ends;
   const to = t < 0 ? low : high;
-  const share = Math.min(1, Math.abs(t)) ** 0.75;
+  const share = Math.min(1, Math.abs(t)) ** 0.5;
   return `rgb(${zero.map((from, k) => Math.round(from + (to[k] - from) * share)).join(",")})`;
 }

@@ -57,9 +57,11 @@ function positionOf(slide, example, k) {
 function drawBatch(body, slide, state) {
   const { batch } = slide;
   const some = batch.examples.length;
+  // The last token of an example is only ever a target: it need not go through the model.
+  const shares = batch.tokens - batch.slots > some + batch.examples_left_out;
   tiles(body, [
     ["examples", fmt(some + batch.examples_left_out)],
-    ["tokens", fmt(batch.tokens), batch.slots < batch.tokens ? `${fmt(batch.slots)} went through the model: prefixes are shared` : `${fmt(batch.slots)} went through the model`],
+    ["tokens", fmt(batch.tokens), `${fmt(batch.slots)} went through the model${shares ? ": shared prefixes only once" : ""}`],
     ["supervised", fmt(batch.supervised), "tokens the model should have said"],
     ["micro-batches", fmt(batch.micro_batches)],
     ["loss is divided by", fmt(batch.divisor), "once, the weights of all targets"],

@@ -1,4 +1,4 @@
-// Vectors as strips of colour: blue below zero, orange above. A pixel that holds several entries shows the largest.
+// Vectors as strips of colour: blue below zero, orange above, deeper by the square root of the size. A pixel that holds several entries shows the largest.
 
 /**
  * data: {rows: [{label, strong, values: Float32Array, note}]}
@@ -15,6 +15,8 @@ function drawStrips(host, data, options) {
   let right = 0;
   let cells = 1;
   let whole = [0, length];
+  let { shared } = options;
+  let figure = null;
 
   /** The entry of the largest size among those that cell c shows. */
   const entry = (values, c) => {
@@ -39,7 +41,7 @@ function drawStrips(host, data, options) {
       g.fillStyle = colour("ink");
       g.fillText(clipped(g, row.label, left - 8), left - 8, y + tall / 2);
       g.font = FONT;
-      const unit = options.shared ? largest : size[r];
+      const unit = shared ? largest : size[r];
       for (let c = 0; c < cells; c++) {
         const a = left + Math.floor((c * inner) / cells);
         const b = left + Math.floor(((c + 1) * inner) / cells);
@@ -64,6 +66,7 @@ function drawStrips(host, data, options) {
   const spec = {
     label: options.label,
     legend: [["low", "below zero"], ["high", "above zero"]],
+    tools: options.shared ? [toggle("each on its own scale", false, (on) => { shared = !on; figure.draw(); })] : [],
     inner: 1,
     height: () => rows.length * (tall + gap) + 18,
     paint,
@@ -89,5 +92,6 @@ function drawStrips(host, data, options) {
       rows: [...Array(length).keys()].map((i) => [String(i), ...rows.map((row) => String(row.values[i]))]),
     }),
   };
-  return mountCanvas(host, spec);
+  figure = mountCanvas(host, spec);
+  return figure;
 }

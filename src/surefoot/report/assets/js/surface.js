@@ -10,7 +10,7 @@ function drawSurface(host, data, options) {
 
   /** (a, b, h): along and across in −½..½, height 0..1 → [x, y, nearness] on the canvas. */
   const projection = (width, height) => {
-    const size = Math.min(width * 0.64, height * 0.86);
+    const size = Math.min(width * 0.64, height * 0.78);
     const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
     return (a, b, h) => {
       const u = a * cy - b * sy;

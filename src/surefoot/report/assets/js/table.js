@@ -32,7 +32,7 @@ function drawTable(host, columns, rows, options = {}) {
     if (by) order = [...order].sort((a, b) => (falling ? -1 : 1) * compare(a[by], b[by]));
     const seen = all ? order : order.slice(0, first);
     body.replaceChildren(...seen.map((row) => el("tr", { class: row.strong ? "strong" : "" },
-      columns.map((column) => el("td", { class: column.number ? "number" : "" },
+      columns.map((column) => el("td", { class: column.number ? "number" : column.nowrap ? "nowrap" : "" },
         column.text ? column.text(row[column.key], row) : row[column.key])))));
     more.textContent = all ? "Show fewer" : `Show all ${order.length}`;
     more.hidden = order.length <= first;

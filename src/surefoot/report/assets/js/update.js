@@ -25,7 +25,7 @@ function drawBackward(body, slide) {
   const number = (key, label, text, title) => ({ key, label, number: true, text: text || ((x) => fmt(x)), title });
   drawTable(body, [
     { key: "name", label: "tensor" },
-    { key: "size", label: "shape" },
+    { key: "size", label: "shape", nowrap: true },
     number("grad_norm", "‖g‖"),
     number("share", "share", pct, "of the squared norm of the whole gradient"),
     number("zero_share", "zero", pct, "share of gradient entries that are exactly 0"),
@@ -33,13 +33,13 @@ function drawBackward(body, slide) {
     number("update_norm", "‖Δ‖"),
     number("update_ratio", "‖Δ‖/‖θ‖"),
     number("lost_share", "lost in bf16", pct, "share of moved entries that rounding to bf16 leaves where they were"),
-  ], slide.tensors.map((t) => ({ ...t, size: `${t.shape.join("×")} ${t.dtype.replace("float", "f").replace("bf", "bf")}` })),
+  ], slide.tensors.map((t) => ({ ...t, size: `${t.shape.join("×")} ${t.dtype.replace("float", "f")}` })),
   { caption: "Weight tensors", first: 12, find: "Find a tensor" });
 }
 
 function drawOptimizer(body, slide) {
   const { optimizer, chosen } = slide;
-  const settings = Object.entries(optimizer.settings).map(([key, value]) => `${key} ${typeof value === "number" ? fmt(value) : JSON.stringify(value)}`);
+  const settings = Object.entries(optimizer.settings).filter(([, value]) => value !== null && value !== false).map(([key, value]) => `${key} ${typeof value === "number" ? fmt(value) : JSON.stringify(value)}`);
   tiles(body, [
     ["optimizer", optimizer.name, settings.join(" · ")],
     ["learning rate η", fmt(optimizer.learning_rate)],
@@ -57,7 +57,7 @@ function drawOptimizer(body, slide) {
     body.append(card);
     const would = Object.entries(weight.would);
     if (would.length) {
-      drawBars(card, { items: would.map(([name, value]) => ({ label: name, values: [value], strong: name === optimizer.name })), series: [{ name: "Δ", colour: "before" }] },
+      drawBars(card, { items: would.map(([name, value]) => ({ label: name, values: [value], strong: name === optimizer.name.toLowerCase() })), series: [{ name: "Δ", colour: "before" }] },
         { label: `What each optimizer would have done with the same gradient (state: ${weight.would_state})`, head: "optimizer" });
     }
   }
@@ -91,7 +91,7 @@ function drawWeights(body, weights) {
   drawHistogram(grid, { edges, series: [{ name: "after − before", colour: "purple", counts: weights.after.counts.map((c, i) => c - weights.before.counts[i]) }] },
     { label: "Difference of the counts, after − before", axis: "weight" });
   drawHistogram(grid, { edges: weights.change.edges, series: [{ name: "weights", colour: "after", counts: weights.change.counts }] },
-    { label: "How far weights moved: |Δ|", axis: "|Δ|, powers of ten", tick: tenTo });
+    { label: "How far weights moved: |Δ|", axis: "|Δ|", tick: tenTo, log: true });
   const outside = weights.before.outside + weights.after.outside;
   if (outside) note(body, `${fmt(weights.before.outside)} weights before and ${fmt(weights.after.outside)} after lie outside the picture.`);
   if (weights.change.zeros) note(body, `${fmt(weights.change.zeros)} weights have Δ = 0 and are not in the last picture.`);
