@@ -147,6 +147,9 @@ def test_tables_of_a_slide_agree_with_its_numbers(show: Open, slide: Opened) -> 
     errors = [float(row[1]) for row in found("Error column")]
     assert sum(errors) == pytest.approx(position.error_sum, abs=1e-9)
     assert sum(error < 0 for error in errors) == 1
+    figure(page, "Error column").get_by_role("button", name="without w").click()
+    raw = [float(row[1]) for row in found("Error column without")]
+    assert [error * position.weight for error in raw] == pytest.approx(errors, rel=1e-6)
     hidden = slide.arrays[position.hidden or ""]
     assert [float(row[1]) for row in found("The hidden state h")] == hidden.astype(float).tolist()
     rows = found("Gradient of the head's rows")

@@ -148,16 +148,24 @@ function drawPrediction(body, position) {
 }
 
 function drawErrors(body, position) {
-  const items = leading(position, 12).map((c) => ({
-    label: named(c), strong: c.is_target, values: [c.error], colours: [num(c.error) < 0 ? "target" : "other"],
-    note: `p − y = ${signed(c.error_raw)}`,
-  }));
-  items.push({ label: `the other ${fmt(position.rest.tokens + position.candidates.length - items.length)}`,
-    values: [num(position.rest.error) + position.candidates.filter((c) => !leading(position, 12).includes(c)).reduce((sum, c) => sum + num(c.error), 0)], colours: ["other"] });
-  drawBars(body, { items, series: [{ name: "d loss / d logit", colour: "other" }] }, {
-    label: "Error column: w · (p − y)", unit: signed, head: "token",
-    legend: [["target", "below 0: will be made likelier"], ["other", "above 0: will be made less likely"]],
-  });
+  const lead = leading(position, 12);
+  const others = position.candidates.filter((c) => !lead.includes(c)).reduce((sum, c) => sum + num(c.error), num(position.rest.error));
+  const place = el("div");
+  body.append(place);
+  const draw = (raw) => {
+    place.replaceChildren();
+    const items = lead.map((c) => ({
+      label: named(c), strong: c.is_target, values: [raw ? c.error_raw : c.error], colours: [num(c.error) < 0 ? "target" : "other"],
+      note: raw ? `times w: ${signed(c.error)}` : `without w: ${signed(c.error_raw)}`,
+    }));
+    items.push({ label: `the other ${fmt(position.rest.tokens + position.candidates.length - lead.length)}`, values: [raw ? others / num(position.weight) : others], colours: ["other"] });
+    drawBars(place, { items, series: [{ name: raw ? "p − y" : "d loss / d logit", colour: "other" }] }, {
+      label: raw ? "Error column without the step's normalisation: p − y" : "Error column: w · (p − y)", unit: signed, head: "token",
+      legend: [["target", "below 0: will be made likelier"], ["other", "above 0: will be made less likely"]],
+      tools: [toggle("without w", raw, draw)],
+    });
+  };
+  draw(false);
   note(body, `The whole column sums to ${fmt(position.error_sum)}${Math.abs(num(position.error_sum)) < 1e-5 ? ", which is 0 but for rounding" : ""}: what the right token gains, the others lose. `,
     `w = ${fmt(position.weight)} is this target's part of the step.`);
 }

@@ -45,7 +45,8 @@ function drawSlide(host, data) {
     }
   }
   if (slide.noise.length || slide.influence.length) drawNoise(panel(host, "noise", "10 · Noise and influence", "How much of the gradient is signal, and which rows of the batch pulled which way."), slide);
-  const { step, plain } = slide.seconds;
+  const { plain, ...spent } = slide.seconds;
+  const step = spent.step ?? spent.opening;
   if (step !== undefined) note(host, `Opening this step took ${fmt(step)} s${plain === undefined ? "" : `, of which the step alone ${fmt(plain)} s`}.`);
 }
 

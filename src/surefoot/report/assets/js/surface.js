@@ -76,8 +76,8 @@ function drawSurface(host, data, options) {
     g.textAlign = "center";
     const side = Math.cos(yaw) > 0 ? 1 : -1;
     const other = Math.sin(yaw) < 0 ? -1 : 1;
-    g.fillText(`along ${fmt(x[0], 3)} … ${fmt(x[x.length - 1], 3)}`, ...to(0, 0.6 * side, -0.05).slice(0, 2));
-    g.fillText(`across ${fmt(y[0], 3)} … ${fmt(y[y.length - 1], 3)}`, ...to(0.6 * other, 0, -0.05).slice(0, 2));
+    g.fillText(`along ${fmt(x[0], 3)} … ${fmt(x[x.length - 1], 3)}`, ...to(0, 0.64 * side, -0.05).slice(0, 2));
+    g.fillText(`across ${fmt(y[0], 3)} … ${fmt(y[y.length - 1], 3)}`, ...to(0.68 * other, 0, -0.05).slice(0, 2));
   };
   return mountCanvas(host, {
     label: options.label,
