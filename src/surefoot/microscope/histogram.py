@@ -58,7 +58,15 @@ class Moved:
     """ΣΔ², Δ = new − old as stored."""
 
     def __add__(self, other: Moved) -> Moved:
-        return Moved(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Moved(
+            self.count + other.count,
+            self.asked + other.asked,
+            self.lost + other.lost,
+            self.stored_lost + other.stored_lost,
+            self.still + other.still,
+            self.weight_square + other.weight_square,
+            self.update_square + other.update_square,
+        )
 
 
 class Counts:

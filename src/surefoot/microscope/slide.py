@@ -74,7 +74,7 @@ class Slide(Part):
     noise: list[NoiseScale] = Field(default_factory=list)
     influence: list[Influence] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
-    """What opening cost: `step` (all of it), `plain` (of it, what the step alone takes, where measured)."""
+    """`opening`: what recording all this took, the update itself among it."""
 
 
 class Opened(BaseModel):
