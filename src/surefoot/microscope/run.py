@@ -26,7 +26,7 @@ from surefoot.microscope.records import Recorder
 from surefoot.model.network import Network
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers
-from surefoot.train.step import Change, Losses, NotFinite, losses, update
+from surefoot.train.step import Change, Losses, NotFinite, divisor_of, losses, update
 
 REMEMBERED = 20
 """Losses of earlier steps that a step's loss is compared with. For so many steps an alert that has opened one opens
@@ -95,7 +95,7 @@ class Microscope:
         """Forward and backward passes of update number `step`, which is 1 at first."""
         self.seconds, self._opening = 0.0, None
         because, self._because = self._asked(step) or self._because, None
-        if because is not None:
+        if because is not None and divisor_of(examples) > 0:  # without a target there is nothing to see
             found = self._watched_losses(examples, step, budget, seed, because)
             if (alert := self._alarming(found)) is not None:
                 self._alert(step, alert)
