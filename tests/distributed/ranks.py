@@ -34,7 +34,7 @@ from surefoot.train.distributed import (
     shard,
     shard_state,
 )
-from surefoot.train.optim import build
+from surefoot.train.optim import Optimizers, build
 from surefoot.train.recompute import checkpoint_layers, decoder_layers
 from surefoot.train.step import losses, update
 from tests import tiny
@@ -51,6 +51,8 @@ class Case:
     optim_args: str | None = None
     lora: bool = False
     recomputed: int = 0
+    bias: bool = False
+    """Of the head."""
 
     @property
     def name(self) -> str:
@@ -89,8 +91,8 @@ def steps() -> list[list[Example]]:
     ]
 
 
-def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Losses of the steps, before and after each, and the weights in the end, whole."""
+def prepared(case: Case) -> tuple[Network, Optimizers]:
+    """The case's model, the same on all processes, sharded if there are several; and its optimizer."""
     net: torch.nn.Module = tiny.model(case.architecture)
     args = SFTConfig(
         optim=case.optim, optim_args=case.optim_args, learning_rate=1e-2, weight_decay=0.1, lora_r=1
@@ -100,13 +102,22 @@ def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         with torch.no_grad():  # PEFT begins with zeros, behind which there is no gradient
             for parameter in net.parameters():
                 if parameter.requires_grad:
-                    parameter.copy_(torch.randn(parameter.shape, dtype=parameter.dtype))
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
+    if case.bias:
+        net.lm_head.bias = torch.nn.Parameter(torch.randn(tiny.VOCABULARY, dtype=torch.float64))  # type: ignore[union-attr]
     network = look_at(net, steps()[0], None)
     if ranks() > 1:
         network = shard(network)
     checkpoint_layers(net, case.recomputed)
     optimizers = build(net, args)
     shard_state(optimizers)
+    return network, optimizers
+
+
+def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Losses of the steps, before and after each, and the weights in the end, whole."""
+    network, optimizers = prepared(case)
+    net = network.model
     said: dict[str, Any] = {"packed": network.packed, "head": network.head is not None, "steps": []}
     for examples in steps():
         said["steps"].append(one_step(network, optimizers, examples))
@@ -121,7 +132,7 @@ def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return said, {name: whole(p) for name, p in net.named_parameters() if p.requires_grad}
 
 
-def one_step(network: Network, optimizers: Any, examples: list[Example]) -> dict[str, Any]:
+def one_step(network: Network, optimizers: Optimizers, examples: list[Example]) -> dict[str, Any]:
     alone = sum(map(slots, examples))
     own = micro_batches(network, examples, BUDGET)
     weight = network.core.lm_head.weight
@@ -204,6 +215,8 @@ def shards_are_what_they_say(tensor: torch.Tensor) -> None:
 
 def main(index: int, count: int, folder: Path) -> None:
     """One of `count` processes; leaves its results in `folder`."""
+    from tests.distributed import slides
+
     torch.set_num_threads(1)
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -215,5 +228,7 @@ def main(index: int, count: int, folder: Path) -> None:
         place = folder / f"{case.name}.{rank()}"
         place.with_name(place.name + ".json").write_text(json.dumps(said))
         save_file(tensors, place.with_name(place.name + ".safetensors"))
+    for case in slides.CASES:
+        slides.leave(case, folder / f"slides-{case.name}.{rank()}")
     dist.barrier()
     dist.destroy_process_group()

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from surefoot.data.forest import plant
@@ -19,14 +18,6 @@ from tests.distributed import ranks
 from tests.distributed.ranks import CASES, Case
 
 Results = list[tuple[dict[str, Any], dict[str, torch.Tensor]]]
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of all cases from two processes, which meet by a file."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(ranks.main, (2, folder), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
-    return folder
 
 
 @pytest.fixture(params=CASES, ids=[case.name for case in CASES])
