@@ -24,6 +24,7 @@ from surefoot.microscope.independent import refusal
 from surefoot.microscope.opening import Opening, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.model.network import Network
+from surefoot.train.distributed import add_up_numbers, rank
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers
 from surefoot.train.step import Change, Losses, NotFinite, divisor_of, losses, update
@@ -169,8 +170,10 @@ class Microscope:
     def _asked(self, step: int) -> str | None:
         """Why the user wants this step opened, if so."""
         args = self.args
-        if self.run.asked_file.exists():
-            self.run.asked_file.unlink(missing_ok=True)
+        first = rank() == 0
+        if add_up_numbers([first and self.run.asked_file.exists()])[0]:  # all ranks open the same steps
+            if first:
+                self.run.asked_file.unlink(missing_ok=True)
             return f"asked for with {self.run.asked_file.name}"
         if step in args.slides or (args.slide_every is not None and step % args.slide_every == 0):
             return "asked for"
@@ -234,7 +237,9 @@ class Microscope:
         slide = opened.slide
         for message in slide.alerts:
             self._events.append(AlertEvent(step=step, kind="slide", message=message))
-        path = opened.save(self.run.slides / f"step-{step:08d}")
+        path = self.run.slides / f"step-{step:08d}"
+        if rank() == 0:  # all have made it, for each knows but its own weights
+            opened.save(path)
         self.seconds += slide.seconds["opening"]
         self._events.append(
             SlideEvent(
