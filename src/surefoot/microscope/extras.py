@@ -76,4 +76,5 @@ def influence(
             ),
         )
         for k in range(by_example_EK.shape[1])
+        if look.weight_K[k] > 0  # of a target that weighs nothing, the loss has no such change
     ]
