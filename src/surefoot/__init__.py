@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["SFTConfig", "SFTTrainer", "UserError", "__version__", "explain", "open_slide"]
+__all__ = ["SFTConfig", "SFTTrainer", "SlideView", "UserError", "__version__", "explain", "open_slide"]
 
 if TYPE_CHECKING:
     from surefoot.config import SFTConfig
     from surefoot.errors import UserError
-    from surefoot.report.notebook import explain, open_slide
+    from surefoot.report.notebook import SlideView, explain, open_slide
     from surefoot.train.trainer import SFTTrainer
 
 _HOME = {
     "SFTConfig": "surefoot.config",
     "SFTTrainer": "surefoot.train.trainer",
     "UserError": "surefoot.errors",
+    "SlideView": "surefoot.report.notebook",
     "explain": "surefoot.report.notebook",
     "open_slide": "surefoot.report.notebook",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -174,17 +175,18 @@ def test_what_others_would_have_done_is_what_they_do(
 
 def test_adam_is_asked_with_the_runs_own_state() -> None:
     *_, made = steps(torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.3}, (4, 5), torch.float64)
-    for step in made:
+    for count, step in enumerate(made, 1):
         (entry,) = Replay(step).at([7])
         stages = {stage.name: stage.value for stage in entry.stages}
         assert entry.would["adamw"] == pytest.approx(stages["Δ"], abs=1e-16)
         assert entry.would["adam"] == pytest.approx(stages["−η·m̂/(√v̂+ε)"], abs=1e-16)
         assert entry.would["sgd"] == pytest.approx(-0.01 * stages["clipped g"], abs=1e-16)
-        assert entry.would_state == "the run's own"
+        assert entry.would_state == ("none, as in a first step" if count == 1 else "the run's own")
     *_, made = steps(torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.3}, (4, 5), torch.float64)
-    (entry,) = Replay(next(made)).at([7])
-    assert entry.would["adam"] == pytest.approx(entry.stages[-1].value, abs=1e-16)
-    assert entry.would_state == "the run's own, with weight decay in m and v"
+    first, second = (Replay(step).at([7])[0] for step in islice(made, 2))
+    assert second.would["adam"] == pytest.approx(second.stages[-1].value, abs=1e-16)
+    assert first.would_state == "none, as in a first step, with weight decay in m and v"
+    assert second.would_state == "the run's own, with weight decay in m and v"
 
 
 def test_a_weight_that_nothing_moves_would_not_move() -> None:

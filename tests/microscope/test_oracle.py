@@ -554,28 +554,3 @@ def test_noise_and_influence(name: str) -> None:
         want = {example.where: value for example, value in zip(truth.of, naive, strict=True)}
         assert dict(one.examples) == near(want)
         assert all(a[1] <= b[1] for a, b in pairwise(one.examples))
-
-
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
-def test_a_short_step_gives_what_the_slope_promises(optim: str, tmp_path: Path) -> None:
-    off = []
-    for exponent in range(2, 7):
-        net, of = tiny.model("llama_tied"), tiny.family(0, 6)
-        with tiny.InDouble():
-            network = look_at(net, of, None)
-        args = SFTConfig(optim=optim, learning_rate=10.0**-exponent, weight_decay=0.1)
-        optimizers = build(net, args)
-        wish = Wish("asked for", mountain="none")
-        opening = Opening(
-            network, tiny.tokenizer(), of, 10_000, step=1, seed=None, wish=wish, model_name="", scratch=tmp_path
-        )  # fmt: skip
-        with tiny.InDouble():
-            opening.losses()
-        opening.update(optimizers, 0.0)
-        with tiny.InDouble():
-            slide = opening.slide(0.0).slide
-        assert slide.promised is not None and slide.obtained is not None
-        assert slide.promised < 0
-        off.append(abs(slide.obtained / slide.promised - 1))
-    assert all(later < sooner for sooner, later in pairwise(off)), off
-    assert off[-1] < 1e-3, off

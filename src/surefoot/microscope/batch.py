@@ -84,7 +84,8 @@ def layer_names(network: Network) -> dict[str, str]:
     ids = {id(layer) for layer in decoder_layers(network.model)}
     blocks = [name for name, module in core.named_modules() if id(module) in ids]
     ends = {id(p): EMBEDDINGS for p in core.get_input_embeddings().parameters()}
-    for p in core.get_output_embeddings().parameters() if core.get_output_embeddings() is not None else ():
+    head = core.get_output_embeddings()
+    for p in head.parameters() if head is not None else ():
         ends[id(p)] = f"head and {EMBEDDINGS}" if id(p) in ends else "head"
     found = {}
     for name, p in network.model.named_parameters():
@@ -115,7 +116,7 @@ def layers(tensors: Sequence[TensorRecord], rms: Mapping[str, float]) -> list[La
                 name=name,
                 grad_norm=_norm(part.grad_norm for part in parts),
                 share=sum(part.share for part in parts),
-                hidden_grad_rms=rms.get(name, rms.get(EMBEDDINGS) if name.endswith(EMBEDDINGS) else None),
+                hidden_grad_rms=rms.get(name),
                 weight_norm=weight,
                 update_norm=update,
                 update_ratio=update / weight if update is not None and weight else None,
@@ -126,8 +127,6 @@ def layers(tensors: Sequence[TensorRecord], rms: Mapping[str, float]) -> list[La
 
 def _merged(trained: list[str], watched: list[str]) -> list[str]:
     """Both lists in one: each watched block that trains nothing goes before the next one that does."""
-    if any(name.endswith(EMBEDDINGS) for name in trained):
-        watched = [name for name in watched if name != EMBEDDINGS]
     out, rest = list(trained), [name for name in watched if name not in trained]
     for name in rest:
         later = [n for n in watched[watched.index(name) + 1 :] if n in out]

@@ -67,6 +67,10 @@ class Capture:
     """After each micro-batch: weight of the targets so far, squared norm of the gradient so far."""
     _parts: list[tuple[Forest, TargetStats]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # They may be made when asked for, and are told apart by what they are.
+        self.examples = list(self.examples)
+
     def losses(
         self, network: Network, budget: int, *, backprop: bool, seed: int | None, noise: bool = False
     ) -> Losses:

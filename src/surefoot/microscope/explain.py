@@ -42,9 +42,9 @@ def lesson_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of training for one step that is looked at: what was given, and else plain SGD in float32 at a
     learning rate that shows."""
     options = dict(given)
-    optim = options.get("optim", "sgd")
-    options["optim"] = {"adamw": "adamw_torch"}.get(optim, optim)
-    options.setdefault("learning_rate", RATES.get(options["optim"], 1e-4))
+    optim = str(options.get("optim", "sgd"))
+    options["optim"] = optim = {"adamw": "adamw_torch"}.get(optim, optim)
+    options.setdefault("learning_rate", RATES.get(optim, 1e-4))
     if not TRANSLATED & set(options):
         options.setdefault("precision", "fp32")
     return options

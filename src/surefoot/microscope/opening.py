@@ -154,7 +154,9 @@ class Opening:
         if self.wish.mountain != "none":
             ground = self._stack.enter_context(Ground(self._scratch))
             if self.network.model.training and (drawn := noise(self.network.model)):
-                self.notes.append(f"the mountain is without {drawn}; the slope and the losses of the step are with it")
+                self.notes.append(
+                    f"the mountain is without {drawn}; the step's own losses and slope are with it"
+                )
         started = time.perf_counter()
         self._watch = WeightsWatch(
             self.network, optimizers, layer_names(self.network), self._look, ground, recorder, self._speller

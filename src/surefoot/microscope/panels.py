@@ -193,7 +193,7 @@ class Layer(Part):
 
     name: str
     grad_norm: float
-    """Of all its trained weights."""
+    """Of all its trained weights; 0 where it has none of its own, such as embeddings that are the head too."""
     share: float
     """Of the squared norm of the whole gradient."""
     hidden_grad_rms: float | None

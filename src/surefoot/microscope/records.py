@@ -7,10 +7,12 @@ tensor is read in pieces that stay in the processor's cache.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from surefoot.events import TensorsEvent
 from surefoot.train.distributed import add_up, local
 from surefoot.train.optim import Turn
 from surefoot.train.step import Change
@@ -59,11 +61,18 @@ class Recorder:
         if turn.weight.dtype.itemsize == 2:
             self.narrow = self.narrow[0] + asked, self.narrow[1] + lost
 
-    def columns(self, names: list[str]) -> dict[str, list[float]]:
+    def event(self, step: int, names: Sequence[str]) -> TensorsEvent:
         """The numbers of the tensors `names`, a list of each; 0 for one that had no gradient."""
         none = TensorNumbers(0.0, 1.0, 0.0, 0.0, 0.0)
         rows = [self.found.get(name, none) for name in names]
-        return {field.name: [getattr(row, field.name) for row in rows] for field in fields(TensorNumbers)}
+        return TensorsEvent(
+            step=step,
+            grad_norm=[row.grad_norm for row in rows],
+            zero_share=[row.zero_share for row in rows],
+            weight_norm=[row.weight_norm for row in rows],
+            update_norm=[row.update_norm for row in rows],
+            lost_share=[row.lost_share for row in rows],
+        )
 
 
 @torch.no_grad()

@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from surefoot.config import SFTConfig
 from surefoot.data.rows import Example
-from surefoot.events import AlertEvent, Event, RunFolder, SlideEvent, TensorsEvent
+from surefoot.events import AlertEvent, Event, RunFolder, SlideEvent
 from surefoot.microscope.independent import refusal
 from surefoot.microscope.opening import Opening, Wish
 from surefoot.microscope.records import Recorder
@@ -83,8 +84,12 @@ class Microscope:
     def first_look(self, examples: Sequence[Example]) -> None:
         """Alerts about the data as a whole: examples that never teach to end a turn."""
         config = self.network.core.generation_config
-        ends = config.eos_token_id if config is not None and config.eos_token_id is not None else None
-        known = {*(ends if isinstance(ends, list | tuple) else [ends]), self.tokenizer.eos_token_id} - {None}
+        ends: Any = config.eos_token_id if config is not None else None
+        tokens: list[Any] = [
+            *(ends if isinstance(ends, list | tuple) else [ends]),
+            self.tokenizer.eos_token_id,
+        ]
+        known = set(tokens) - {None}
         if known and not any(known & set(e.completion_ids.tolist()) for e in examples):
             names = ", ".join(repr(str(self.tokenizer.decode([token]))) for token in sorted(known))
             said = f"no completion of the first {len(examples):,} examples has a token that ends a turn ({names}): "
@@ -213,7 +218,7 @@ class Microscope:
         return every > 0 and (moves or step == 1 or step % every == 0)
 
     def _records(self, recorder: Recorder, change: Change, step: int) -> None:
-        self._events.append(TensorsEvent(step=step, **recorder.columns(self.names)))
+        self._events.append(recorder.event(step, self.names))
         asked, lost = recorder.narrow
         if change.learning_rate > 0 and lost > asked / 2:
             self._alert(

@@ -91,7 +91,9 @@ def _layers(layers: Sequence[Layer], of: Sequence[Layer], width: int) -> Table:
     for layer in layers:
         rms = "" if layer.hidden_grad_rms is None else fixed(layer.hidden_grad_rms, 2)
         drawn = Text(f"{bar(layer.grad_norm, largest, room):<{room}}", BLUE)
-        table.add_row(Text(_short(layer.name)), fixed(layer.grad_norm), drawn, share(layer.share), rms)
+        trains = layer.weight_norm or layer.grad_norm
+        own = (fixed(layer.grad_norm), drawn, share(layer.share)) if trains else ("–", "", "")
+        table.add_row(Text(_short(layer.name)), *own, rms)
     return table
 
 

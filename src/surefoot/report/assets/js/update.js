@@ -11,7 +11,7 @@ function drawBackward(body, slide) {
   const grid = el("div", { class: "pair" });
   body.append(grid);
   drawBars(grid, {
-    items: layers.map((l) => ({ label: l.name, values: [l.grad_norm], note: `${pct(l.share)} of the squared norm` })),
+    items: layers.filter((l) => num(l.weight_norm) || num(l.grad_norm)).map((l) => ({ label: l.name, values: [l.grad_norm], note: `${pct(l.share)} of the squared norm` })),
     series: [{ name: "‖g‖", colour: "before" }],
   }, { label: "‖g‖ of each layer's weights, last layer first", logarithmic: true, head: "layer" });
   const passed = layers.filter((l) => l.hidden_grad_rms !== null);
