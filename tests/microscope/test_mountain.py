@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import math
 import os
 import subprocess
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from surefoot.errors import UserError
 from surefoot.microscope import ground as ground_module
@@ -282,15 +280,12 @@ def test_steps_are_odd(made: Made, steps: int) -> None:
         made.surface(steps=steps)
 
 
-def test_progress_is_shown_on_a_terminal_only(made: Made) -> None:
-    shown = []
-    for terminal in (True, False):
-        out = io.StringIO()
-        made.surface(steps=3, console=Console(file=out, force_terminal=terminal, width=80))
-        shown.append(out.getvalue())
-    assert "9/9" in shown[0]
-    assert "left" in shown[0]
-    assert shown[1] == ""
+def test_every_point_is_told_of(made: Made) -> None:
+    told: list[int] = []
+    made.surface(steps=3, advance=lambda: told.append(1))
+    assert len(told) == 9
+    made.cut(advance=lambda: told.append(1))
+    assert len(told) == 18
 
 
 def direction(made: Made) -> dict[str, torch.Tensor]:

@@ -44,10 +44,19 @@ def prepared(
     return net, network, build(net, SFTConfig(**args))
 
 
-def opening(network: Network, of: list[Example], wish: Wish, scratch: Path) -> Opening:
+def opening(network: Network, of: list[Example], wish: Wish, scratch: Path, **more: Any) -> Opening:
     return Opening(
-        network, tiny.tokenizer(), of, 10_000, step=1, seed=None, wish=wish, model_name="tiny", scratch=scratch
-    )  # fmt: skip
+        network,
+        tiny.tokenizer(),
+        of,
+        10_000,
+        step=1,
+        seed=None,
+        wish=wish,
+        model_name="tiny",
+        scratch=scratch,
+        **more,
+    )
 
 
 def opened(network: Network, optimizers: Optimizers, of: list[Example], wish: Wish, scratch: Path) -> Slide:
@@ -113,6 +122,18 @@ def test_watched_texts_before_and_after(tmp_path: Path) -> None:
     assert [one.tokens for one in slide.watched] == [["w7"], ["w8", "w9"]]
     assert [one.p_before for one in slide.watched] == pytest.approx(before, rel=1e-9)
     assert [one.p_after for one in slide.watched] == pytest.approx(naive(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("mountain", "total"), [("none", 2), ("cut", 11)])
+def test_every_pass_is_told_of(mountain: Any, total: int, tmp_path: Path) -> None:
+    of, told = tiny.examples([(5, 4)]), []
+    _, network, optimizers = prepared(of)
+    wish = Wish("asked for", mountain=mountain)
+    one = opening(network, of, wish, tmp_path, told=lambda done, total: told.append((done, total)))
+    one.losses()
+    one.update(optimizers, 0.0)
+    one.slide(0.0)
+    assert told == [(done, total) for done in range(1, total + 1)]
 
 
 def test_an_example_that_weighs_nothing(tmp_path: Path) -> None:

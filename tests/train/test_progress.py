@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from surefoot.events import EndEvent, EvalEvent, Event, SampleEvent, StartEvent, StepEvent, WatchEvent
-from surefoot.train.progress import ProgressBar
+from surefoot.events import (
+    EndEvent,
+    EvalEvent,
+    Event,
+    SampleEvent,
+    SlideEvent,
+    StartEvent,
+    StepEvent,
+    WatchEvent,
+)
+from surefoot.train.progress import ProgressBar, counting
 
 STEP = StepEvent(
     step=2, epoch=1.0, loss=0.25, learning_rate=1e-4, grad_norm=1.0, clip_factor=1.0, token_accuracy=0.5,
@@ -39,6 +49,40 @@ def shown(terminal: bool) -> str:
         bar(event)
     assert bar.bar is None, "the terminal is given back"
     return out.getvalue()
+
+
+SLIDE = SlideEvent(
+    step=2, path="step-00000002", because="asked for", headline="Step 2: loss 2 → 1", open_seconds=11.6
+)
+
+
+def test_a_step_that_is_opened_is_counted_in_a_bar_of_its_own() -> None:
+    out = io.StringIO()
+    bar = ProgressBar(Console(file=out, force_terminal=True, width=120, highlight=False))
+    start, step, *_ = (e for e in EVENTS if isinstance(e, StartEvent | StepEvent))
+    bar.look(1, 11)  # nothing is drawn before the run starts
+    bar(start)
+    assert bar.bar is not None
+    bar.look(7, 11)
+    (task,) = (task for task in bar.bar.tasks if "opened" in task.fields["said"])
+    assert (task.completed, task.total) == (7, 11)
+    bar(step)
+    assert [task.total for task in bar.bar.tasks] == [2]
+    bar(SLIDE)
+    bar.close()
+    assert "step 2 of 2:  opened, asked for, in 12 s. Step 2: loss 2 → 1" in out.getvalue()
+
+
+def test_counting_draws_on_a_terminal_only(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for forced in ("", "1"):
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        with counting("passes") as told:
+            told(3, 9)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("3/9") == 1
 
 
 def test_a_terminal_gets_a_bar() -> None:

@@ -23,7 +23,7 @@ from surefoot.data.render import Renderer
 from surefoot.data.rows import Conversation, Example, PlainText, Record
 from surefoot.data.sources import open_source
 from surefoot.errors import UserError
-from surefoot.microscope.opening import MOST_PLACES, Opening, Wish
+from surefoot.microscope.opening import MOST_PLACES, Opening, Told, Wish
 from surefoot.microscope.predict import Place, seen_before
 from surefoot.microscope.slide import Opened
 from surefoot.model.network import Network
@@ -31,7 +31,7 @@ from surefoot.names import TRANSLATED
 from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers, build, schedule
-from surefoot.train.progress import working
+from surefoot.train.progress import counting, working
 from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare_network
 
 RATES = {"sgd": 0.1, "muon": 1e-2}
@@ -96,8 +96,8 @@ def explain(question: Question, args: SFTConfig, given: Sequence[str] = ()) -> E
         raise UserError(f"position {question.position}: the completion has {example.targets} targets, from 0")
     with working("looking at the model"):
         network = prepare_network(prepared, [example], args)
-    with working("one update, under the microscope"):
-        opened = _open(question, args, prepared, network, optimizers, example, step, str(place))
+    with counting("passes: one update, under the microscope") as told:
+        opened = _open(question, args, prepared, network, optimizers, example, step, str(place), told)
     return Explained(opened, prepared)
 
 
@@ -110,6 +110,7 @@ def _open(
     example: Example,
     step: int,
     name: str,
+    told: Told,
 ) -> Opened:
     watched = _watched(question, prepared, example)
     others = [place for place in range(example.targets) if place != question.position]
@@ -134,6 +135,7 @@ def _open(
             wish=wish,
             model_name=name,
             scratch=folder,
+            told=told,
         )
         opening.losses()
         opening.update(optimizers, args.max_grad_norm)

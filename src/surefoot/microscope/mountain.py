@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from surefoot.data.rows import Example
 from surefoot.errors import UserError
@@ -25,6 +23,8 @@ from surefoot.train.step import losses
 
 ALONG = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Where the cut is measured, in updates: a little uphill, the update, and as far again."""
+STEPS = 21
+"""Points of a surface in each of its directions."""
 ACROSS = 1.25
 """How far a surface goes to either side, in lengths of the update: as wide as it is long."""
 SURFACE = "mountain"
@@ -40,13 +40,14 @@ def cut(
     slope: float,
     probe: str,
     along: Sequence[float] = ALONG,
+    advance: Callable[[], None] = lambda: None,
 ) -> Mountain:
     """The loss of `examples` at before + a · Δ for each a of `along`, which must hold 0 and 1.
 
     `budget` is the most slots of a micro-batch, `slope` is g·Δ of the same loss, `probe` says which rows these are.
-    Changes nothing for good. Raises NoMountain when the weights could not be kept.
+    `advance` is called after each. Changes nothing for good. Raises NoMountain when the weights could not be kept.
     """
-    heights = _heights(ground, network, examples, budget, [(a, 0.0) for a in along], lambda: None)
+    heights = _heights(ground, network, examples, budget, [(a, 0.0) for a in along], advance)
     return _mountain(ground, "1-D cut", list(along), heights, slope, probe)
 
 
@@ -58,14 +59,14 @@ def surface(
     *,
     slope: float,
     probe: str,
-    steps: int = 21,
+    steps: int = STEPS,
     seed: int = 0,
-    console: Console | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[Mountain, np.ndarray]:
     """The loss on a grid of `steps` × `steps` points along the update and a random direction across it.
 
     The array is float64 [across, along], to be kept under the name SURFACE; `losses` is its row without anything
-    across. A bar on a terminal (stderr, or `console`) says how long it will take. Else as `cut`.
+    across. Else as `cut`.
     """
     if steps < 3 or steps % 2 == 0:
         raise UserError(f"a mountain's surface has an odd number of steps, 3 or more, so not {steps}")
@@ -73,8 +74,7 @@ def surface(
     across[steps // 2] = 0.0
     lay_across(ground, seed)
     points = [(a, c) for c in across.tolist() for a in along.tolist()]
-    with _progress(len(points), console) as advance:
-        heights = np.array(_heights(ground, network, examples, budget, points, advance)).reshape(steps, steps)
+    heights = np.array(_heights(ground, network, examples, budget, points, advance)).reshape(steps, steps)
     middle = heights[steps // 2].tolist()
     mountain = _mountain(ground, "2-D slice", along.tolist(), middle, slope, probe)
     across_is = (
@@ -141,22 +141,3 @@ def _whole_or_not_at_all(network: Network) -> Iterator[None]:
         if reset is not None:
             reset()
         raise
-
-
-@contextmanager
-def _progress(total: int, console: Console | None) -> Iterator[Callable[[], None]]:
-    console = console or Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda: None
-        return
-    with Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("points of the mountain"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("mountain", total=total)
-        yield lambda: bar.advance(task)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +40,8 @@ from surefoot.train.optim import Optimizers
 from surefoot.train.restored import restored
 from surefoot.train.step import Change, Losses, divisor_of, update
 
+Told = Callable[[int, int], None]
+"""Is told, as opening a step goes on, how many passes over its examples are done and how many it takes in all."""
 MOST_PLACES = 64
 """Targets whose predictions are kept whole, at most."""
 
@@ -76,6 +78,7 @@ class Opening:
         wish: Wish,
         model_name: str,
         scratch: Path,
+        told: Told = lambda done, total: None,
     ) -> None:
         self.network, self.examples, self.budget = network, examples, budget
         self.step, self.seed, self.wish, self.model_name = step, seed, wish, model_name
@@ -87,6 +90,7 @@ class Opening:
         self._change: Change | None = None
         self._watch: WeightsWatch | None = None
         self._opening_seconds = 0.0
+        self._told, self._passes = told, 0
 
     # Before ------------------------------------------------------------------------------------------------
 
@@ -103,6 +107,7 @@ class Opening:
         with torch.no_grad():
             self._before_update(found, rows_shown)
         self._opening_seconds += time.perf_counter() - started
+        self._advance()
         return found
 
     def _before_update(self, found: Losses, rows_shown: list[int]) -> None:
@@ -184,6 +189,7 @@ class Opening:
         if change is not None and watch is not None:
             capture = Capture(self.examples)
             later = capture.losses(network, self.budget, backprop=False, seed=self.seed)
+            self._advance()
             targets_after = capture.targets()
             at = [targets_after.place(place.example, place.target) for place in self._places]
             hidden_KD = targets_after.hidden_ND[at] if targets_after.hidden_ND is not None else None
@@ -256,12 +262,18 @@ class Opening:
             probe = f"the step's own {len(self.examples):,} example{'s' * (len(self.examples) > 1)}"
             of = (ground, self.network, self.examples, self.budget)
             if self.wish.mountain == "surface":
-                hill, heights = mountain.surface(*of, slope=slope, probe=probe)
+                hill, heights = mountain.surface(*of, slope=slope, probe=probe, advance=self._advance)
                 return hill, {mountain.SURFACE: heights}
-            return mountain.cut(*of, slope=slope, probe=probe), {}
+            return mountain.cut(*of, slope=slope, probe=probe, advance=self._advance), {}
         except NoMountain as error:
             self.notes.append(f"no mountain: {error}")
             return None, {}
+
+    def _advance(self) -> None:
+        """Of the passes over the examples: the step's own, the one after it, and the points of the mountain."""
+        self._passes += 1
+        points = {"none": 0, "cut": len(mountain.ALONG), "surface": mountain.STEPS**2}[self.wish.mountain]
+        self._told(self._passes, 2 + points)
 
     def _watched(self, after: list[dict[str, float]] | None) -> list[WatchedText]:
         found = []

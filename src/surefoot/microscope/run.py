@@ -22,7 +22,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.rows import Example
 from surefoot.events import AlertEvent, Event, RunFolder, SlideEvent
 from surefoot.microscope.independent import refusal
-from surefoot.microscope.opening import Opening, Wish
+from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.model.network import Network
 from surefoot.train.distributed import add_up_numbers, rank
@@ -58,10 +58,12 @@ class Microscope:
         optimizers: Optimizers,
         model_name: str,
         watched: Sequence[Watched] = (),
+        told: Told = lambda done, total: None,
     ) -> None:
         self.run, self.args, self.network, self.tokenizer = run, args, network, tokenizer
         self.optimizers, self.model_name, self.watched = optimizers, model_name, tuple(watched)
         self.names = [name for name, p in network.model.named_parameters() if p.requires_grad]
+        self._told = told
         self.seconds = 0.0
         """What looking at the last step took besides the step."""
         self._recent: deque[float] = deque(maxlen=REMEMBERED)
@@ -142,6 +144,7 @@ class Microscope:
             wish=wish,
             model_name=self.model_name,
             scratch=self.run.slides,
+            told=self._told,
         )
         return self._opening.losses()
 

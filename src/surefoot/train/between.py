@@ -60,6 +60,8 @@ class Between:
         self.callbacks, self.total_steps, self.steps_per_epoch = callbacks, total_steps, steps_per_epoch
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
+        self.bar = None if args.disable_tqdm else ProgressBar()
+        looking = {"told": self.bar.look} if self.bar is not None else {}
         self.microscope = Microscope(
             run=run,
             args=args,
@@ -68,8 +70,8 @@ class Between:
             optimizers=optimizers,
             model_name=model_name,
             watched=self.watched,
+            **looking,
         )
-        self.bar = None if args.disable_tqdm else ProgressBar()
         self.enough = False
         self.predicted_peak_bytes = 0
         callbacks.handler.optimizer = optimizers.parts[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from surefoot.events import (
     AlertEvent,
@@ -15,6 +15,7 @@ from surefoot.events import (
     EvalEvent,
     Event,
     SampleEvent,
+    SlideEvent,
     StartEvent,
     StepEvent,
     WatchEvent,
@@ -32,6 +33,30 @@ def working(on: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, gone at the end; yields what is to be told how many of how many are done."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with _bar(console, transient=True) as bar:
+        task = bar.add_task(what, total=None, said=what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bar(console: Console, transient: bool = False) -> Progress:
+    return Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console,
+        transient=transient,
+    )
+
+
 class ProgressBar:
     """Listens to a run's events and tells of them on stderr."""
 
@@ -39,6 +64,7 @@ class ProgressBar:
         self.console = console or Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
         self._total = 0
+        self._looking: TaskID | None = None
         self._told = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -57,6 +83,8 @@ class ProgressBar:
         elif isinstance(event, SampleEvent):
             right = "✓" if event.answer.strip() == event.want.strip() else "✗"
             self._say(event, f"{event.where} {right} {event.answer.strip()!r}")
+        elif isinstance(event, SlideEvent):
+            self._say(event, f"opened, {event.because}, in {event.open_seconds:.0f} s. {event.headline}")
         elif isinstance(event, AlertEvent):
             self._say(event, f"note: {event.message}")
         elif isinstance(event, EndEvent):
@@ -67,18 +95,24 @@ class ProgressBar:
     def _start(self, event: StartEvent) -> None:
         if not self.console.is_terminal:
             return
-        self.bar = Progress(
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=self.console,
-        )
+        self.bar = _bar(self.console)
         self.bar.add_task("training", total=event.total_steps, completed=event.step, said="first step")
         self.bar.start()
 
+    def look(self, done: int, total: int) -> None:
+        """Of the passes that opening the step at hand takes, so many are done."""
+        if self.bar is None:
+            return
+        if self._looking is None:
+            self._looking = self.bar.add_task(
+                "looking", total=total, said="passes: this step is being opened"
+            )
+        self.bar.update(self._looking, completed=done)
+
     def _step(self, event: StepEvent) -> None:
+        if self.bar is not None and self._looking is not None:
+            self.bar.remove_task(self._looking)
+            self._looking = None
         speed = f"{event.tokens_per_second:,.0f} tokens/s"
         said = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {speed}"
         if self.bar is not None:
