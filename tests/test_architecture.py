@@ -39,7 +39,7 @@ ORDER = [
     ["train.budget"],
     ["train.selfcheck"],
     ["train.evaluate", "train.setup", "train.callbacks"],
-    ["microscope.panels", "microscope.spell", "microscope.independent"],
+    ["microscope.panels", "microscope.spell", "microscope.independent", "microscope.lesson"],
     [
         "microscope.records",
         "microscope.capture",

@@ -26,8 +26,9 @@ COMMAND_OPTIONS = {
     "chat": ["prompt", "system", "max_new_tokens", "temperature", "use_cpu"],
     "check": ["model", "data", "rows"],  # and those of train
     "explain": [
-        "model", "prompt", "completion", "data", "row", "watch_for", "position", "optimizer", "html", "save",
-    ],  # and those of train
+        "model", "prompt", "completion", "data", "row", "watch", "position", "optimizer", "learning_rate", "html",
+        "save", "precision",
+    ],  # and some of train
     "compare": ["data", "columns", "prompt", "limit", "max_new_tokens", "use_cpu"],
     "report": ["output", "terminal", "position"],
     "worst": ["limit"],

@@ -132,16 +132,24 @@ def _normalised(
     return out, answered
 
 
+def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, FutureWarning | DeprecationWarning | PendingDeprecationWarning):
+        print(f"note: {message}", file=sys.stderr)
+
+
 @contextmanager
 def plainly_said() -> Iterator[None]:
-    """While open: warnings in a line each, and no bars or chatter of the model library."""
+    """While open: warnings in a line each, and no bars or chatter of the model library.
+
+    What one library has to say to another about names that go away is no concern of the user's.
+    """
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     show = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+    warnings.showwarning = _note
     try:
         yield
     finally:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from surefoot.config import SFTConfig, Watch
 from surefoot.data.formats import detect, to_record
 from surefoot.data.render import Renderer
-from surefoot.data.rows import Conversation, Example, PlainText, Record
+from surefoot.data.rows import Conversation, Example, PlainText, Record, Row
 from surefoot.data.sources import open_source
 from surefoot.errors import UserError
 from surefoot.microscope.opening import MOST_PLACES, Opening, Told, Wish
@@ -33,21 +32,6 @@ from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers, build, schedule
 from surefoot.train.progress import counting, working
 from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare_network
-
-RATES = {"sgd": 0.1, "muon": 1e-2}
-"""Learning rates of a lesson, where none is given: large enough to see. 1e-4 for the others."""
-
-
-def lesson_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of training for one step that is looked at: what was given, and else plain SGD in float32 at a
-    learning rate that shows."""
-    options = dict(given)
-    optim = str(options.get("optim", "sgd"))
-    options["optim"] = optim = {"adamw": "adamw_torch"}.get(optim, optim)
-    options.setdefault("learning_rate", RATES.get(optim, 1e-4))
-    if not TRANSLATED & set(options):
-        options.setdefault("precision", "fp32")
-    return options
 
 
 @dataclass(frozen=True)
@@ -74,6 +58,15 @@ class Explained:
     prepared: Prepared
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be learned, before any tokenizer has seen it."""
+
+    record: Record | None
+    """None: the question's own prompt and completion, as the model's template has it."""
+    where: str
+
+
 def explain(question: Question, args: SFTConfig, given: Sequence[str] = ()) -> Explained:
     """Take one step on one example, under the microscope.
 
@@ -81,23 +74,31 @@ def explain(question: Question, args: SFTConfig, given: Sequence[str] = ()) -> E
     user chose, for a checkpoint has its own. Raises UserError for what cannot be explained.
     """
     place = Path(args.model_name_or_path or "").expanduser()
+    chosen = {"precision" if name in TRANSLATED else name for name in given}
     of_run = (place / "state.json").is_file()
+    if of_run:
+        args, chosen = _args_of_run(place, args, chosen)
+    elif (place / "run.json").is_file() and not (place / "model").is_dir():
+        newest = checkpoint.newest(place / "checkpoints")
+        instead = f"name its newest checkpoint: {newest}" if newest else "it has no checkpoint either"
+        raise UserError(f"{place}: this run has no result yet; {instead}")
+    asked = _asked(question, args)
     with working("loading the model"):
-        if of_run:
-            args = _args_of_run(place, args, given)
         prepared = prepare_model(None, args, None)
         optimizers = build(prepared.model, args)
-        step = 1
-        if of_run:
-            step = _continue(place, prepared, optimizers, args, own="optim" not in given)
+        step = _continue(place, prepared, optimizers, args, chosen) if of_run else 1
     renderer = make_renderer(prepared.model, prepared.tokenizer, args)
-    example = _example(question, renderer, args)
+    example, notes = _example(question, asked, renderer)
     if not 0 <= question.position < example.targets:
-        raise UserError(f"position {question.position}: the completion has {example.targets} targets, from 0")
+        last = example.targets - 1
+        raise UserError(
+            f"position {question.position}: of the completion {example.targets} tokens are learned, from "
+            f"position 0 to {last}"
+        )
     with working("looking at the model"):
         network = prepare_network(prepared, [example], args)
     with counting("passes: one update, under the microscope") as told:
-        opened = _open(question, args, prepared, network, optimizers, example, step, str(place), told)
+        opened = _open(question, args, prepared, network, optimizers, example, step, str(place), told, notes)
     return Explained(opened, prepared)
 
 
@@ -111,12 +112,13 @@ def _open(
     step: int,
     name: str,
     told: Told,
+    notes: Sequence[str],
 ) -> Opened:
     watched = _watched(question, prepared, example)
     others = [place for place in range(example.targets) if place != question.position]
     places = [question.position, *others[: MOST_PLACES - 1]]
     wish = Wish(
-        because="explained",
+        because="surefoot explain asked for it",
         places=tuple(Place(0, place) for place in places),
         watched=tuple(dict.fromkeys(int(one.completion_ids[0]) for one in watched.examples)),
         texts=(watched,),
@@ -131,12 +133,13 @@ def _open(
             [example],
             budget,
             step=step,
-            seed=args.seed,
+            seed=args.seed * 1_000_003 + (step - 1) * 1_009,  # dropout as in the run's own step
             wish=wish,
             model_name=name,
             scratch=folder,
             told=told,
         )
+        opening.notes.extend(notes)
         opening.losses()
         opening.update(optimizers, args.max_grad_norm)
         return opening.slide(args.max_grad_norm)
@@ -148,59 +151,90 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _args_of_run(place: Path, args: SFTConfig, given: Sequence[str]) -> SFTConfig:
-    """The run's own options, with what the user gave instead."""
+def _args_of_run(place: Path, args: SFTConfig, given: set[str]) -> tuple[SFTConfig, set[str]]:
+    """The run's own options, with what the user gave instead; and which those are: not the optimizer, if it is the
+    run's anyway."""
     config = place.resolve().parent.parent / "run.json"
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         of_run, name = content["config"], content["model"]["name"]
+        optim = str(of_run["optim"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{place} is a checkpoint, but {config} does not tell of which run") from None
     own = {key: value for key, value in of_run.items() if key in SFTConfig.model_fields}
+    kind = optim.removesuffix("_fused")
+    if args.optim.removesuffix("_fused") == kind:
+        given = given - {"optim"}
+    if "optim" in given:  # what was set for the run's optimizer does not fit another
+        own = {key: value for key, value in own.items() if key not in ("learning_rate", "optim_args")}
+        given = given | {"learning_rate"}
     chosen = {key: getattr(args, key) for key in given if key in SFTConfig.model_fields}
     lesson = {"slide_mountain": args.slide_mountain, "slide_extras": args.slide_extras}
-    return SFTConfig(**{**own, **chosen, **lesson, "model_name_or_path": name})
+    return SFTConfig(**{**own, **chosen, **lesson, "model_name_or_path": name}), given
 
 
-def _continue(place: Path, prepared: Prepared, optimizers: Optimizers, args: SFTConfig, own: bool) -> int:
-    """Put the checkpoint's weights in; with `own`, the optimizer's state and learning rate too. Returns the number
-    of the update that comes next."""
-    state = json.loads((place / "state.json").read_text(encoding="utf-8"))
-    steps = int(state["progress"]["step"])
-    if not own:
+def _continue(
+    place: Path, prepared: Prepared, optimizers: Optimizers, args: SFTConfig, given: set[str]
+) -> int:
+    """Put the checkpoint's weights in; unless another optimizer is `given`, the state of the run's too, and the
+    learning rate that its next step has unless that is given. Returns the number of the update that comes next."""
+    if "optim" in given:
         checkpoint.load_weights(place, prepared.model)
-        return steps + 1
-    checkpoint.load(place, prepared.model, optimizers)
-    content = json.loads((place.resolve().parent.parent / "run.json").read_text(encoding="utf-8"))
-    total = max(int(content["total_steps"]), steps + 1)
-    optimizers.set_factor(schedule(args, total, steps))
+        return int(json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"]["step"]) + 1
+    steps = checkpoint.load(place, prepared.model, optimizers).step
+    if "learning_rate" not in given:
+        content = json.loads((place.resolve().parent.parent / "run.json").read_text(encoding="utf-8"))
+        total = max(int(content["total_steps"]), steps + 1)
+        optimizers.set_factor(schedule(args, total, steps))
     return steps + 1
 
 
-def _example(question: Question, renderer: Renderer, args: SFTConfig) -> Example:
-    """The one example, rendered as for training."""
-    if question.data is not None:
-        rows = open_source(question.data)
-        row = next(islice(rows, question.row - 1, question.row), None)
-        if row is None:
-            raise UserError(f"{question.data} has no row {question.row}; rows are counted from 1")
-        record: Record = to_record(row, detect(row, args.columns, args.dataset_text_field))
-        where = row.where
-    elif question.prompt is None or question.completion is None:
-        raise UserError("explain what? Give --prompt and --completion, or --data FILE and --row N")
-    elif renderer.tokenizer.chat_template:
+def _asked(question: Question, args: SFTConfig) -> _Asked:
+    """The row, or the prompt and its completion."""
+    own = [name for name in ("prompt", "completion") if getattr(question, name) is not None]
+    if question.data is None:
+        if len(own) < 2:
+            missing = f"{own[0]} alone is half of it: give " if own else "explain what? Give "
+            raise UserError(f"{missing}both prompt and completion, or data (a file of rows) and row")
+        if question.row != 1:
+            raise UserError(f"row {question.row} of what? Give data (a file of rows) too")
+        return _Asked(None, "your example")
+    if own:
+        raise UserError(f"{' and '.join(own)} or data: an example is either your own or a row, not both")
+    row, count = _row(question.data, question.row)
+    if row is None:
+        has = f"it has {count:,}, counted from 1" if count else "it is empty"
+        raise UserError(f"{question.data} has no row {question.row}; {has}")
+    return _Asked(to_record(row, detect(row, args.columns, args.dataset_text_field)), row.where)
+
+
+def _row(data: str, number: int) -> tuple[Row | None, int]:
+    """The row of that number, from 1; None and how many there are when there are fewer."""
+    count = 0
+    for row in open_source(data):
+        count += 1
+        if count == number:
+            return row, count
+    return None, count
+
+
+def _example(question: Question, asked: _Asked, renderer: Renderer) -> tuple[Example, list[str]]:
+    """The one example, rendered as for training; and what is to be known of it."""
+    record = asked.record
+    if record is None:
+        assert question.prompt is not None and question.completion is not None
         turns = [
             {"role": "user", "content": question.prompt},
             {"role": "assistant", "content": question.completion},
         ]
-        record, where = Conversation(turns, (1,)), "the prompt"
-    else:
-        record, where = PlainText(question.prompt, question.completion), "the prompt"
-    examples = list(renderer.examples([(record, where)]))
+        chat = bool(renderer.tokenizer.chat_template)
+        record = Conversation(turns, (1,)) if chat else PlainText(question.prompt, question.completion)
+    examples = list(renderer.examples([(record, asked.where)]))
     if not examples:
         why = "; ".join(renderer.ledger.lines())
-        raise UserError(f"{where}: nothing of it can be learned: {why}")
-    return examples[-1]
+        raise UserError(f"{asked.where}: nothing of it can be learned: {why}")
+    several = f"of the {len(examples)} turns of {asked.where} that training learns, this is the last"
+    return examples[-1], [several] if len(examples) > 1 else []
 
 
 def _watched(question: Question, prepared: Prepared, example: Example) -> Watched:

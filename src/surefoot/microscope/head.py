@@ -18,7 +18,7 @@ from surefoot.microscope.spell import Speller
 from surefoot.microscope.vocabulary import own_ids, own_rows, row_gradients, rows_of
 from surefoot.model.loss import CHUNK_ELEMENTS, Head
 from surefoot.model.network import Network
-from surefoot.train.distributed import joined
+from surefoot.train.distributed import joined, rows
 
 TOP = 10
 """Rows of the largest gradient that are named."""
@@ -42,17 +42,15 @@ def head_panel(
     network: Network,
     targets: Targets,
     divisor: float,
-    rows: Sequence[int],
+    shown: Sequence[int],
     by_autograd_RD: torch.Tensor | None,
-    whole_RD: torch.Tensor | None,
     speller: Speller,
 ) -> HeadPanel:
-    """The step's head panel, before the update.
+    """The step's head panel, before the update, while the weight's whole gradient is there, not clipped.
 
     Args:
-        rows: ids of the rows to show.
+        shown: ids of the rows to show.
         by_autograd_RD: their gradient by the head alone, as the backward pass handed it over.
-        whole_RD: their whole gradient, as the optimizer gets it, not clipped.
     """
     head = network.head
     if head is None or targets.hidden_ND is None:
@@ -69,35 +67,28 @@ def head_panel(
             norms=None,
         )
     trained, tied = head.weight_VD.requires_grad, is_tied(network)
-    shown, top, norms = [], [], None
+    of_shown, of_top, norms = [], [], None
     if trained:
         norm_V = _all_norms(head, targets, divisor, network.product_dtype)
         norms = _log_histogram(norm_V)
-        ids_R = torch.tensor(list(rows), device=norm_V.device)
-        formula_RD = row_gradients(rows_of(head, ids_R), ids_R, targets, divisor, network.product_dtype)
-        for r, token in enumerate(rows):
-            autograd_D = by_autograd_RD[r] if by_autograd_RD is not None else None
-            whole_D = whole_RD[r] if whole_RD is not None else None
-            shown.append(_row(token, formula_RD[r], autograd_D, whole_D, tied, speller))
-        best = norm_V.topk(min(TOP, len(norm_V)))
-        top = [
-            HeadRow(
-                token=speller.one(token),
-                id=token,
-                norm=norm,
-                max_abs_difference_from_autograd=None,
-                largest=0.0,
-            )
-            for norm, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        top = norm_V.topk(min(TOP, len(norm_V))).indices.tolist()
+        grad = head.weight_VD.grad
+        for ids, kept_RD, found in ((list(shown), by_autograd_RD, of_shown), (top, None, of_top)):
+            ids_R = torch.tensor(ids, device=norm_V.device)
+            formula_RD = row_gradients(rows_of(head, ids_R), ids_R, targets, divisor, network.product_dtype)
+            whole_RD = rows(grad, ids_R).double() if grad is not None else [None] * len(ids)
+            if kept_RD is None:  # where nothing else adds to the weight, the head's gradient is the whole
+                kept_RD = whole_RD if not tied else [None] * len(ids)
+            for token, formula_D, kept_D, whole_D in zip(ids, formula_RD, kept_RD, whole_RD, strict=True):
+                found.append(_row(token, formula_D, kept_D, whole_D, tied, speller))
     return HeadPanel(
         trained=trained,
         tied=tied,
         scale=head.scale,
         softcap=head.softcap,
         bias=head.bias_V is not None,
-        rows=shown,
-        top_rows=top,
+        rows=of_shown,
+        top_rows=of_top,
         norms=norms,
     )
 

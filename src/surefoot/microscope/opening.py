@@ -34,7 +34,6 @@ from surefoot.microscope.slide import Opened, Slide
 from surefoot.microscope.spell import Speller
 from surefoot.microscope.weights import WeightsWatch
 from surefoot.model.network import Network, noise
-from surefoot.train.distributed import rows
 from surefoot.train.evaluate import Watched, probabilities
 from surefoot.train.optim import Optimizers
 from surefoot.train.restored import restored
@@ -111,13 +110,10 @@ class Opening:
         return found
 
     def _before_update(self, found: Losses, rows_shown: list[int]) -> None:
-        network, head = self.network, self.network.head
+        network = self.network
         self._targets = targets = self._capture.targets()
         self._places = list(self.wish.places or self._telling_places(found))[:MOST_PLACES]
         at = [targets.place(place.example, place.target) for place in self._places]
-        whole_RD = None
-        if self._capture.rows_R is not None and head is not None and head.weight_VD.grad is not None:
-            whole_RD = rows(head.weight_VD.grad, rows_shown).double()
         gradients = [(p, p.grad) for p in network.model.parameters()]
         hidden_KD = targets.hidden_ND[at] if targets.hidden_ND is not None else None
         with restored(network):
@@ -125,7 +121,7 @@ class Opening:
             self._texts = probabilities(network, self.wish.texts, self.budget)
         assert all(p.grad is g for p, g in gradients)
         self._head_panel = head_panel(
-            network, targets, self.divisor, rows_shown, self._capture.head_rows_RD, whole_RD, self._speller
+            network, targets, self.divisor, rows_shown, self._capture.head_rows_RD, self._speller
         )
         if self._head_panel.unknown:
             self.notes.append(self._head_panel.unknown)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
-from surefoot.microscope.explain import Question, lesson_options
+from surefoot.microscope.explain import Question
 from surefoot.microscope.explain import explain as explained
+from surefoot.microscope.lesson import lesson_options
 from surefoot.microscope.slide import Opened, Slide
 from surefoot.report.page import render
 

@@ -202,12 +202,13 @@ function rowsTable(body, rows, caption) {
   if (!rows.length) return;
   const tied = rows.some((row) => row.input_norm !== null);
   const whole = rows.some((row) => row.total_norm !== null);
+  const compared = rows.some((row) => row.max_abs_difference_from_autograd !== null);
   body.append(el("h3", {}, caption));
   drawTable(body, [
     { key: "name", label: "row of" },
     { key: "norm", label: "norm of error × h", number: true, text: (x) => fmt(x) },
     { key: "largest", label: "largest entry", number: true, text: (x) => fmt(x) },
-    { key: "max_abs_difference_from_autograd", label: "formula − autograd", number: true, text: (x) => (x === null ? "not compared" : fmt(x)), title: "largest difference of an entry" },
+    ...(compared ? [{ key: "max_abs_difference_from_autograd", label: "formula − autograd", number: true, text: (x) => (x === null ? "not compared" : fmt(x)), title: "largest difference of an entry" }] : []),
     ...(tied ? [{ key: "input_norm", label: "norm of the input side", number: true, text: (x) => fmt(x) }] : []),
     ...(whole ? [{ key: "total_norm", label: "norm of the whole", number: true, text: (x) => fmt(x) }] : []),
   ], rows.map((row) => ({ ...row, name: shown(row.token) })), { caption, first: 10 });
