@@ -60,7 +60,7 @@ ORDER = [
     ["report.page"],
     ["report.notebook"],
     ["report.terminal_parts"],
-    ["report.terminal_forward", "report.terminal_update", "report.terminal_result"],
+    ["report.terminal_forward", "report.terminal_head", "report.terminal_update", "report.terminal_result"],
     ["report.terminal"],
     ["commands.options"],
     ["commands.answers"],

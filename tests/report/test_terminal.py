@@ -52,7 +52,7 @@ def changed(path: str, value: Any, of: Opened | None = None) -> Opened:
     return Opened(slide=type(opened().slide).model_validate(plain), arrays=opened().arrays)
 
 
-def shown(slide: Opened | None = None, width: int = 100, position: int = 0, **terminal: Any) -> str:
+def shown(slide: Opened | None = None, width: int = 100, position: int | None = 0, **terminal: Any) -> str:
     file = io.StringIO()
     show(slide or opened(), Console(file=file, width=width, **terminal), position)
     return file.getvalue()
@@ -72,6 +72,36 @@ def row(text: str, begins: str) -> list[str]:
     found = [line for line in text.splitlines() if f"{line.lstrip(' ▶○')} ".startswith(f"{begins} ")]
     assert found, (begins, text)
     return found[0].lstrip(" ▶○").split()
+
+
+# What is true of this step only -------------------------------------------------------------------------------
+
+
+def test_the_lesson_ends_as_the_step_did() -> None:
+    assert "Not so here" not in shown()
+    assert "likelier. Not so here: the loss rose." in " ".join(shown(changed("obtained", 0.5)).split())
+    assert "Not so here: there was no update." in " ".join(shown(changed("obtained", None)).split())
+
+
+def test_the_slide_says_which_position_comes_first() -> None:
+    second = changed("looked_at", 1)
+    said = shown(second, position=None)
+    assert said == shown(position=1)
+    assert shown(second) == shown()
+    assert "Position 1 is looked at, of 0 “" in " ".join(said.split())
+
+
+def test_products_in_bfloat16_excuse_what_they_must() -> None:
+    assert "two to three digits" not in shown()
+    text = panel(5, shown(changed("precision.products", "bfloat16")))
+    assert "bfloat16 keeps two to three digits" in " ".join(text.split())
+
+
+def test_tokens_that_predict_nothing_do_not_go_through() -> None:
+    batch = opened().slide.batch
+    assert "predicts nothing" not in shown()
+    one = changed("batch.slots", batch.tokens - len(batch.examples) - batch.examples_left_out)
+    assert "went through the model, for the last predicts nothing" in " ".join(shown(one).split())
 
 
 # Reading order and size --------------------------------------------------------------------------------------
@@ -210,7 +240,13 @@ def test_a_tied_head_shows_both_sides() -> None:
 
 
 def test_a_frozen_or_unknown_head_is_said() -> None:
-    assert "The head is frozen" in panel(5, shown(changed("head.trained", False)))
+    frozen = shown(changed("head.trained", False))
+    text = " ".join(panel(5, frozen).split())
+    assert "The head is frozen: its rows stay, and the error only passes through it. h " in text
+    assert "Wᵀ × error ▁" in text
+    assert "pulls its token up" not in text  # no row moves
+    assert "head only" not in panel(10, frozen)
+    assert "the body's doing" in panel(10, frozen)
     text = panel(5, shown(changed("head.unknown", "the model computes its own logits")))
     assert "Not shown: the model computes its own logits." in text
 
@@ -298,7 +334,9 @@ def test_the_weights_and_what_rounding_loses() -> None:
     weights = opened().slide.weights
     assert weights is not None
     text = " ".join(panel(8, shown()).split())
-    assert f"the update moves {weights.asked:,} weights; {100 * weights.lost_share:.2f} % of them" in text
+    assert weights.asked < weights.count
+    moves = f"the update moves {weights.asked:,} of the {weights.count:,} weights"
+    assert f"{moves}; {100 * weights.lost_share:.2f} % of them" in text
     assert weights.lost_means in text
     assert f"= {weights.update_ratio:.3g}".replace("e-", "e−") in text
     change = [b - a for a, b in zip(weights.before.counts, weights.after.counts, strict=True)]
@@ -395,7 +433,7 @@ def test_alerts_and_notes_are_there() -> None:
 
 def test_another_position() -> None:
     text = shown(position=1)
-    assert "After “·Sac” (capitals.jsonl:5, target 2)" in panel(2, text)
+    assert "After “·Sac” (capitals.jsonl:5, learned token 2)" in panel(2, text)
     assert f"−ln 0.99310 = {opened().slide.positions[1].loss_before:.3g}" in panel(3, text)
     with pytest.raises(UserError, match="position 3: the slide has no such position; it has 3, from 0 to 2"):
         shown(position=3)
@@ -440,7 +478,7 @@ def test_long_prompts_and_answers_keep_their_important_parts() -> None:
     assert "·w0·" not in text
     assert "·a0 " in text
     assert re.search(r"… \d+ more lines of learned tokens", text)
-    assert "costliest: ·a700 8.10" in text
+    assert "costliest: “·a700” 8.10" in text
     assert len(text.splitlines()) < 25
 
 

@@ -142,7 +142,21 @@ def _open(
         opening.notes.extend(notes)
         opening.losses()
         opening.update(optimizers, args.max_grad_norm)
-        return opening.slide(args.max_grad_norm)
+        return _in_order(opening.slide(args.max_grad_norm))
+
+
+def _in_order(opened: Opened) -> Opened:
+    """The positions as they stand in the completion; the one that was asked for, which was the first, is named."""
+    slide = opened.slide
+    order = sorted(range(len(slide.positions)), key=lambda n: slide.positions[n].index)
+    changed = {
+        "positions": [slide.positions[n] for n in order],
+        "looked_at": order.index(0),
+        "influence": [
+            one.model_copy(update={"position": order.index(one.position)}) for one in slide.influence
+        ],
+    }
+    return opened.model_copy(update={"slide": slide.model_copy(update=changed)})
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class Slide(Part):
     """loss_after − loss_before."""
     batch: Batch
     positions: list[Position]
+    looked_at: int = 0
+    """Index in `positions` of the one that is shown first."""
     watched: list[WatchedText] = Field(default_factory=list)
     head: Head
     backward: Backward

@@ -138,7 +138,7 @@ class WeightsWatch:
             best = max(of_block, key=lambda turn: self._records[turn.name].grad_norm)
             picks[best.name] = (
                 _largest(best),
-                f"the {which} layer: the largest gradient of its largest",
+                f"the {which} layer: the largest entry of its largest gradient",
             )
         return picks
 

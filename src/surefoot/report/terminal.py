@@ -12,6 +12,7 @@ from surefoot.errors import UserError
 from surefoot.microscope.panels import Position
 from surefoot.microscope.slide import Opened
 from surefoot.report import terminal_forward as forward
+from surefoot.report import terminal_head as head
 from surefoot.report import terminal_result as result
 from surefoot.report import terminal_update as update
 from surefoot.report.glyphs import number, printable, visible
@@ -26,13 +27,14 @@ LESSON = (
 )
 
 
-def show(opened: Opened, console: Console, position: int = 0) -> None:
+def show(opened: Opened, console: Console, position: int | None = None) -> None:
     """Print a slide as the whole lesson.
 
-    `position` is the index in the slide's `positions` that the panels on prediction, error and head look at.
-    Raises UserError when the slide has no such position.
+    `position` is the index in the slide's `positions` that the panels on prediction, error and head look at; if
+    none is given, the one that the slide looks at. Raises UserError when the slide has no such position.
     """
     width = min(WIDEST, max(NARROWEST, console.width))
+    position = opened.slide.looked_at if position is None else position
     put(lesson(opened, width, position), console, width)
 
 
@@ -72,20 +74,28 @@ def _headline(opened: Opened, at: Position | None) -> list[RenderableType]:
         Text(f"One update, opened: step {slide.step:,} of {printable(slide.model)}", "bold underline"),
         Text(printable(slide.headline), "bold"),
         *(Text(f"! {printable(alert)}", f"bold {ORANGE}") for alert in slide.alerts),
-        Text(LESSON, "italic"),
+        Text(LESSON + _not_so(opened), "italic"),
     ]
     said = f"Opened because: {slide.opened_because}. Types: {types}."
     if at is None:
         said += " No target was looked at, so prediction, error and head are not shown."
     elif len(slide.positions) > 1:
-        others = ", ".join(f"{n} {visible(p.target, 16)}" for n, p in enumerate(slide.positions[:12]))
+        others = ", ".join(f"{n} “{visible(p.target, 16)}”" for n, p in enumerate(slide.positions[:12]))
         more = ", …" if len(slide.positions) > 12 else ""
-        said += f" Position {slide.positions.index(at)} is looked at, of {others}{more}."
+        said += f" Position {slide.positions.index(at)} is looked at, of {others}{more} (--position shows another)."
     return [*found, Text(printable(said))]
 
 
+def _not_so(opened: Opened) -> str:
+    """Where the lesson ends otherwise."""
+    obtained = opened.slide.obtained
+    if obtained is None:
+        return " Not so here: there was no update."
+    return " Not so here: the loss rose." if obtained > 0 else ""
+
+
 def _prediction(opened: Opened, at: Position, width: int) -> list[RenderableType]:
-    parts = (forward.prediction, forward.loss, forward.error, forward.head)
+    parts = (forward.prediction, forward.loss, forward.error, head.head)
     return [line for part in parts for line in part(opened, at, width)]
 
 
@@ -93,7 +103,7 @@ def _end(opened: Opened) -> list[RenderableType]:
     slide = opened.slide
     found: list[RenderableType] = [Text()]
     found += [Text(f"Note: {printable(note)}") for note in slide.notes]
-    seconds = slide.seconds.get("step")
+    seconds = slide.seconds.get("step", slide.seconds.get("opening"))
     if seconds is not None:
         plain = slide.seconds.get("plain")
         said = "" if plain is None else f"; the step alone takes {number(plain, 3)}"

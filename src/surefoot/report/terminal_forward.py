@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from surefoot.microscope.panels import (
+    Batch,
     BatchExample,
     Candidate,
     Position,
@@ -25,7 +26,6 @@ from surefoot.report.glyphs import (
     probability,
     share,
     signed,
-    strip,
     visible,
 )
 from surefoot.report.terminal_parts import (
@@ -43,7 +43,7 @@ from surefoot.report.terminal_parts import (
 
 HIGHEST = 8.0
 """−log p that fills a block of the heat strip."""
-BLOCKS_LEGEND = "▁ expected, █ at 7 nats or more"
+BLOCKS_LEGEND = "▁ expected, █ at 7 or more"
 PROMPT_LINES, LEARNED_LINES = 3, 6
 
 
@@ -61,7 +61,7 @@ def batch(opened: Opened, position: Position | None, width: int) -> list[Rendera
     found = heading(
         "1  The batch",
         "The model reads all of it, but learns only the tokens with a bar below. The bar is the token's loss "
-        f"−ln p, how much it came as a surprise: {BLOCKS_LEGEND}.",
+        f"−ln p, how much it came as a surprise, in nats: {BLOCKS_LEGEND}.",
     )
     ordered = sorted(recorded.examples, key=lambda e: position is None or e.where != position.where)
     alone = len(ordered) + recorded.examples_left_out == 1
@@ -75,8 +75,18 @@ def batch(opened: Opened, position: Position | None, width: int) -> list[Rendera
         found.append(line(f"and {left:,} more"))
     parts = "" if recorded.micro_batches == 1 else f" in {recorded.micro_batches} micro-batches"
     sizes = f"{recorded.tokens:,} tokens, {recorded.supervised:,} of them learned"
-    found.append(line(f"The step: {sizes}; {recorded.slots:,} went through the model{parts}."))
+    found.append(
+        line(f"The step: {sizes}; {recorded.slots:,} went through the model{parts}{_why(recorded)}.")
+    )
     return found
+
+
+def _why(recorded: Batch) -> str:
+    """Why fewer tokens than there are went through the model, where it is this alone."""
+    examples = len(recorded.examples) + recorded.examples_left_out
+    if recorded.slots != recorded.tokens - examples:
+        return ""
+    return f", for {'the last' if examples == 1 else 'the last of each example'} predicts nothing"
 
 
 def _said_of(example: BatchExample, alone: bool) -> str:
@@ -84,7 +94,8 @@ def _said_of(example: BatchExample, alone: bool) -> str:
     tokens = f"{example.supervised} learned token{'s' * (example.supervised != 1)}"
     weight = "" if example.weight == 1 else f", weight {number(example.weight)}"
     part = "" if alone else f", {share(example.share)} of the step's loss"
-    return f"{example.where}: −ln p of {tokens} {fixed(example.loss, 3)}{after}{part}{weight}"
+    added = ", added up:" if example.supervised > 1 else ""
+    return f"{example.where}: −ln p of {tokens}{added} {fixed(example.loss, 3)}{after}{part}{weight}"
 
 
 def _tokens(example: BatchExample, width: int) -> list[RenderableType]:
@@ -106,7 +117,7 @@ def _tokens(example: BatchExample, width: int) -> list[RenderableType]:
     if not learned:
         return [*found, line("No token of it is learned.")]
     costliest = sorted(learned, key=lambda token: -_size(token))[:5]
-    said = ",  ".join(f"{visible(t.text, TOKEN)} {_change(t)}" for t in costliest)
+    said = ", ".join(f"“{visible(t.text, TOKEN)}” {_change(t)}" for t in costliest)
     return [*found, line(f"costliest: {said}")]
 
 
@@ -147,7 +158,7 @@ def size(position: Position) -> int:
 
 def prediction(opened: Opened, position: Position, width: int) -> list[RenderableType]:
     """Panel 2: what the model expected."""
-    which = f"{position.where}, target {position.index + 1}"
+    which = f"{position.where}, learned token {position.index + 1}"
     found = heading(
         "2  The prediction",
         f"After “{visible(position.token, TOKEN)}” ({printable(which)}) the model gives each of its "
@@ -246,85 +257,3 @@ def error(opened: Opened, position: Position, width: int) -> list[RenderableType
 
 def _through(shown: Sequence[Candidate]) -> str:
     return next((signed(c.error_product) for c in shown if c.is_target), "another error")
-
-
-# 5: the head -------------------------------------------------------------------------------------------------
-
-
-def head(opened: Opened, position: Position, width: int) -> list[RenderableType]:
-    """Panel 5: rows of the head are error × hidden state; checked against autograd."""
-    recorded = opened.slide.head
-    hidden = opened.arrays.get(position.hidden or "")
-    numbers = "" if hidden is None else f", {hidden.size:,} numbers"
-    found = heading(
-        "5  The head: error × hidden state",
-        f"Logits are the head's rows times the hidden state h{numbers}; so a row's gradient is error × h. The "
-        "step goes against it: a mirrored strip pulls its token up, an upright one pushes it down.",
-    )
-    if recorded.unknown is not None:
-        return [*found, line(f"Not shown: {recorded.unknown}.")]
-    room = max(16, min(48, width - TOKEN - 40))
-    table = grid("  row", ">error", "error × h (√ scale)", ">norm", ">off by")
-    errors = {c.id: c.error_product for c in position.candidates}
-    if hidden is not None:
-        values = [float(v) for v in hidden]
-        largest = max(map(abs, values), default=0.0)
-        table.add_row("  h", "", strip(values, largest, room), fixed(position.hidden_norm or 0.0), "")
-        most = max((abs(errors.get(row.id, 0.0)) for row in position.head_rows), default=0.0) or 1.0
-        for row in position.head_rows:
-            scale = errors.get(row.id, 0.0)
-            drawn = strip([v * scale / most for v in values], largest, room)
-            table.add_row(
-                Text("  " + visible(row.token, TOKEN)),
-                signed(scale),
-                Text(drawn, ORANGE if scale < 0 else BLUE),
-                fixed(row.norm),
-                _off(row.max_abs_difference_from_autograd, row.largest),
-            )
-        found.append(indented(table))
-    if recorded.trained:
-        found += _whole_step(opened)
-    else:
-        found.append(line("The head is frozen: its rows stay, and the error only passes through it."))
-    down = opened.arrays.get(position.flows_back or "")
-    if down is not None:
-        values = [float(v) for v in down]
-        drawn = strip(values, max(map(abs, values), default=0.0), min(room, width - 56))
-        norm = fixed(position.flows_back_norm or 0.0)
-        found.append(line(f"Down into the model goes Wᵀ × error: {drawn}  norm {norm}"))
-    return found
-
-
-def _off(difference: float | None, largest: float) -> str:
-    if difference is None:
-        return "–"
-    return "0" if difference == 0 else f"{difference / largest:.0e}".replace("-", "−") if largest else "?"
-
-
-def _whole_step(opened: Opened) -> list[RenderableType]:
-    """The same rows for all targets of the step, as the optimizer gets them."""
-    slide, rows = opened.slide, opened.slide.head.rows
-    compared = [row for row in rows if row.max_abs_difference_from_autograd is not None and row.largest]
-    found: list[RenderableType] = []
-    if slide.head.tied:
-        found.append(line("Head and input embeddings are one weight, so both sides add to its gradient:"))
-        table = grid("  row, all targets", ">head's part", ">input's part", ">whole", ">off by")
-        for row in rows[:4]:
-            parts = (row.norm, row.input_norm, row.total_norm)
-            table.add_row(
-                Text("  " + visible(row.token, TOKEN)),
-                *("–" if part is None else fixed(part) for part in parts),
-                _off(row.max_abs_difference_from_autograd, row.largest),
-            )
-        found.append(indented(table))
-    if compared:
-        worst = max(row.max_abs_difference_from_autograd or 0.0 for row in compared)
-        largest = max(row.largest for row in compared)
-        found.append(
-            line(
-                f"Checked over all targets of the step: max |formula − autograd| is {number(worst, 2)}, where the "
-                f"largest entry is {fixed(largest)}."
-            )
-        )
-    names = ", ".join(f"{visible(row.token, TOKEN)} {fixed(row.norm, 3)}" for row in slide.head.top_rows[:5])
-    return [*found, *([line(f"Largest rows of all: {names}")] if names else [])]

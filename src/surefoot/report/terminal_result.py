@@ -65,11 +65,16 @@ def weights(opened: Opened, width: int) -> list[RenderableType]:
     edges = recorded.change.edges
     if any(moved):
         found.append(line(f"how far, |Δ|: 10^{number(edges[0], 3)} {drawn} 10^{number(edges[-1], 3)}"))
+    moves = (
+        f"{recorded.asked:,}"
+        if recorded.asked == recorded.count
+        else f"{recorded.asked:,} of the {recorded.count:,}"
+    )
     norms = f"‖Δ‖ / ‖θ‖ = {number(recorded.update_norm)} / {number(recorded.weight_norm)}"
     found.append(line(f"{norms} = {number(recorded.update_ratio, 3)}, over {recorded.count:,} weights."))
     found.append(
         line(
-            f"Rounding: the update moves {recorded.asked:,} weights; {share(recorded.lost_share)} of them are the "
+            f"Rounding: the update moves {moves} weights; {share(recorded.lost_share)} of them are the "
             f"same in bf16 as before ({recorded.lost_means})."
         )
     )
@@ -201,14 +206,21 @@ def _landing(recorded: Mountain) -> str:
 
 def after(opened: Opened, position: Position, width: int) -> list[RenderableType]:
     """Panel 10: the same prediction after the update, and whose doing it is."""
+    both = opened.slide.head.trained
     found = heading(
         "10  The prediction after",
-        "The same question to the new weights. The last two columns say whose part it is: p with only the head "
-        "new, and with only the rest, the body, new.",
+        "The same question to the new weights. "
+        + (
+            "The last two columns say whose part it is: p with only the head new, and with only the rest, the "
+            "body, new."
+            if both
+            else "The head is frozen, so what changed is the body's doing."
+        ),
     )
     if position.loss_after is None:
         return [*found, line("It was not measured.")]
-    table = grid("  token", ">p before", ">p after", "", ">rank", ">head only", ">body only")
+    columns = (">head only", ">body only") if both else ()
+    table = grid("  token", ">p before", ">p after", "", ">rank", *columns)
     for one in notable(position, 5):
         if one.p_after is None:
             continue
@@ -218,7 +230,7 @@ def after(opened: Opened, position: Position, width: int) -> list[RenderableType
             else f"{one.rank_before:,} → {one.rank_after:,}"
         )
         arrow = Text("▲", ORANGE) if one.p_after > one.p_before else Text("▼", BLUE)
-        parts = ("–" if p is None else probability(p) for p in (one.p_head, one.p_body))
+        parts = ["–" if p is None else probability(p) for p in (one.p_head, one.p_body)] if both else []
         table.add_row(marked(one), probability(one.p_before), probability(one.p_after), arrow, rank, *parts)
     found.append(indented(table))
     losses = f"{fixed(position.loss_before, 4)} → {fixed(position.loss_after, 4)}"

@@ -166,6 +166,6 @@ def _derivation(weights: Sequence[ChosenWeight], rms: dict[str, dict[str, float]
     found.append(indented(table))
     states = dict.fromkeys(w.would_state for w in weights if w.would)
     replays = [abs(w.replay_error) for w in weights if w.replay_error is not None]
-    said = f"State given to those: {'; '.join(states)}. " if states else ""
+    said = f"Instead: at the same learning rate; state given: {'; '.join(states)}. " if states else ""
     said += f"Replayed here and as stored: at most {number(max(replays), 2)} apart." if replays else ""
     return [*found, line(said)] if said else found

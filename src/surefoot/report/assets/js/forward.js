@@ -103,7 +103,9 @@ function choosePosition(body, slide, state) {
   const select = el("select", { id: "position", onchange: (event) => state.pick(Number(event.target.value)) },
     slide.positions.map((p, i) => el("option", { value: String(i) }, `${i + 1}. after “${shown(p.token)}” → “${shown(p.target)}” · p ${pct(Math.exp(-num(p.loss_before)))} · ${p.where}`)));
   const step = (by) => () => state.pick((state.position + by + slide.positions.length) % slide.positions.length);
-  state.marks.push(() => { select.value = String(state.position); });
+  const mark = () => { select.value = String(state.position); };
+  state.marks.push(mark);
+  mark();
   body.append(el("div", { class: "chooser" }, el("label", { for: "position" }, "Position"),
     el("button", { type: "button", class: "tool", "aria-label": "previous position", onclick: step(-1) }, "‹"), select,
     el("button", { type: "button", class: "tool", "aria-label": "next position", onclick: step(1) }, "›")));

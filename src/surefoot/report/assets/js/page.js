@@ -3,7 +3,7 @@
 /** Draw one slide: {slide, arrays}. */
 function drawSlide(host, data) {
   const { slide } = data;
-  const state = { position: 0, marks: [], panels: [], pick() {} };
+  const state = { position: slide.looked_at ?? 0, marks: [], panels: [], pick() {} };
   state.pick = (index) => {
     if (index < 0) return;
     state.position = index;
