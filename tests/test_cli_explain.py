@@ -138,11 +138,10 @@ def test_a_model_without_a_chat_template(surefoot: Surefoot, tmp_path: Path) -> 
 # Where the model comes from ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tiny_folder: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three steps of a row each, a checkpoint after every one; AdamW with a learning rate that falls."""
+def three_steps(folder: Path, tiny_folder: Path, rows_file: Path, **changed: Any) -> Path:
+    """A run of three steps of a row each, with a checkpoint after every one; its learning rate falls."""
     args = SFTConfig(
-        tmp_path_factory.mktemp("runs") / "adamw",
+        folder,
         model_name_or_path=tiny_folder,
         dataset_name=str(rows_file),
         learning_rate=1e-2,
@@ -153,9 +152,15 @@ def run(tiny_folder: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFac
         precision="fp32",
         save_steps=1,
         use_cpu=True,
+        **changed,
     )
     SFTTrainer(args=args).train()
-    return Path(args.output_dir)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return three_steps(tmp_path_factory.mktemp("runs") / "adamw", tiny_folder, rows_file)
 
 
 def test_a_checkpoint_goes_on_as_its_run_does(run: Path, rows_file: Path, surefoot: Surefoot) -> None:
@@ -181,6 +186,30 @@ def test_a_checkpoint_goes_on_as_its_run_does(run: Path, rows_file: Path, surefo
     assert stored.keys() == result.keys()
     assert all(torch.equal(stored[name], result[name]) for name in stored)
     assert digest(run) == before
+
+
+def test_dropout_of_a_checkpoint_is_that_of_its_run(
+    tiny_folder: Path, rows_file: Path, surefoot: Surefoot, tmp_path: Path
+) -> None:
+    lora = three_steps(tmp_path / "lora", tiny_folder, rows_file, use_peft=True, lora_dropout=0.3)
+    steps = [json.loads(line) for line in (lora / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    third = next(event for event in steps if event["type"] == "step" and event["step"] == 3)
+    argv = (
+        "--model",
+        lora / "checkpoints" / "step-00000002",
+        "--data",
+        rows_file,
+        "--row",
+        3,
+        "--save",
+        "out",
+    )
+    found = surefoot("explain", *argv, "--json", *FLAT).json
+    assert found["loss_before"] == third["loss"]
+    stored, result = (
+        load_file(folder / "adapter_model.safetensors") for folder in (lora / "model", Path("out"))
+    )
+    assert all(torch.equal(stored[name], result[name]) for name in stored)
 
 
 def test_what_is_given_stands_instead_of_the_runs_own(run: Path, surefoot: Surefoot) -> None:
