@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from surefoot import SFTConfig, SFTTrainer
 from surefoot.config import SFTConfig as Options
 from surefoot.microscope.lesson import OF_ONE_STEP, lesson_options
+from surefoot.model.adapters import adapt, lora_config
 from tests import toys
 from tests.conftest import QUESTIONS, Said, Surefoot, tiny_llama
 
@@ -265,6 +266,17 @@ def test_an_adapter_new_and_again(tiny_folder: Path, surefoot: Surefoot) -> None
     assert again["loss_before"] == pytest.approx(found["loss_after"], rel=1e-5)
     assert all("lora_" in tensor["name"] for tensor in again["tensors"])
     assert digest(tiny_folder) == before
+
+
+def test_nothing_of_what_libraries_tell_each_other_is_heard(tiny_folder: Path, tmp_path: Path) -> None:
+    """From Python too, where nobody has asked for warnings in a line each."""
+    from surefoot.model.load import load, save
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = adapt(load(str(tiny_folder)).model, lora_config(Options(tmp_path / "x", lora_r=2)))
+        save(found, load(str(tiny_folder)).tokenizer, tmp_path / "adapter")
+        load(str(tmp_path / "adapter"))
 
 
 def test_a_frozen_head_in_words(tiny_folder: Path, surefoot: Surefoot) -> None:

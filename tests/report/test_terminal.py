@@ -91,6 +91,25 @@ def test_the_slide_says_which_position_comes_first() -> None:
     assert "Position 1 is looked at, of 0 “" in " ".join(said.split())
 
 
+def test_a_loss_that_rose_kept_nothing_of_what_was_promised() -> None:
+    text = panel(11, shown(changed("obtained", 0.25)))
+    assert "obtained +0.2500 (the other way)" in text
+    assert "% of it" not in text
+
+
+def test_each_chosen_weight_has_a_letter_of_its_own() -> None:
+    """Also where they have other arithmetic, and stand in tables of their own."""
+    text = panel(7, shown(changed("chosen.1.stages.0.formula", "another")))
+    letters = re.findall(r"^  ([A-Z]) = ", text, re.MULTILINE)
+    assert letters == list("ABCDEFGH"[: len(opened().slide.chosen)])
+
+
+def test_an_update_that_is_lost_is_named() -> None:
+    assert "stored as before" not in shown()
+    lost = changed("chosen.0.after", opened().slide.chosen[0].before)
+    assert "A: stored as before: its Δ is too small for the type, and lost." in panel(7, shown(lost))
+
+
 def test_products_in_bfloat16_excuse_what_they_must() -> None:
     assert "two to three digits" not in shown()
     text = panel(5, shown(changed("precision.products", "bfloat16")))

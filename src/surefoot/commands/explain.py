@@ -46,8 +46,7 @@ class ExplainOptions(BaseModel):
     optimizer: str | None = None
     """sgd, adam, adamw, adafactor or muon. Default: sgd; of a checkpoint, the run's own."""
     learning_rate: float | None = Field(None, ge=0)
-    """Of this step. Default: 0.1 for sgd, 0.01 for muon, 1e-4 for the others; of a checkpoint, what the run's next
-    step has."""
+    """Of this step. Default: 0.1 for sgd, 1e-4 for the others; of a checkpoint, what the run's next step has."""
     html: str | None = None
     """Write the slide as one self-contained HTML file."""
     save: str | None = None

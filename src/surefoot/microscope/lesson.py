@@ -12,7 +12,7 @@ from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
 from surefoot.names import TRANSLATED
 
-RATES = {"sgd": 0.1, "muon": 1e-2}
+RATES = {"sgd": 0.1}
 """Learning rates of a lesson, where none is given: large enough to see. 1e-4 for the others."""
 OPTIMIZERS = ("sgd", "adam", "adamw", *get_args(SFTConfig.model_fields["optim"].annotation))
 OF_ONE_STEP = (

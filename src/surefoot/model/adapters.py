@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,9 @@ def adapt(model: torch.nn.Module, peft_config: Any) -> torch.nn.Module:
             "the model has an adapter already, which training goes on with: leave out use_peft and peft_config"
         )
     try:
-        return peft.get_peft_model(model, peft_config)
+        with warnings.catch_warnings():  # it asks transformers by a name that will go away
+            warnings.simplefilter("ignore", FutureWarning)
+            return peft.get_peft_model(model, peft_config)
     except ValueError as error:
         raise UserError(f"lora_target_modules: {error}") from error
 

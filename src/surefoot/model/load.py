@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -181,7 +182,9 @@ def _load_adapter(place: Path, name: str, dtype: torch.dtype | None, trust_remot
     tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code) if own else below.tokenizer
     notes = prepare_tokenizer(below.model, tokenizer)  # it may hold tokens that were added for the adapter
     try:
-        model = PeftModel.from_pretrained(below.model, str(place), is_trainable=True)
+        with warnings.catch_warnings():  # it asks transformers by a name that will go away
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(below.model, str(place), is_trainable=True)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{name}: the adapter does not fit {base}: {_first_line(error)}") from error
     if (place / GENERATION).is_file():

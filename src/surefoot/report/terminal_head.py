@@ -103,8 +103,9 @@ def _whole_step(opened: Opened) -> list[RenderableType]:
         largest = max(row.largest for row in compared)
         found.append(
             line(
-                f"Checked over all targets of the step: max |formula − autograd| is {number(worst, 2)}, where the "
-                f"largest entry is {fixed(largest)}{_rough(slide.precision.get('products', ''))}."
+                "Checked over all targets of the step against autograd, PyTorch's own gradient (off by: of a "
+                f"row's largest entry): max |formula − autograd| is {number(worst, 2)}, where the largest entry is "
+                f"{fixed(largest)}{_rough(slide.precision.get('products', ''))}."
             )
         )
     names = ", ".join(

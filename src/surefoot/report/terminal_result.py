@@ -263,7 +263,8 @@ def promised(opened: Opened, width: int) -> list[RenderableType]:
         ]
     loss = f"loss {fixed(slide.loss_before, 4)} → {fixed(slide.loss_after, 4)}"
     if slide.promised is not None:
-        kept = f" ({share(slide.obtained / slide.promised)} of it)" if slide.promised else ""
+        part = slide.obtained / slide.promised if slide.promised else math.nan
+        kept = f" ({share(part)} of it)" if part >= 0 else " (the other way)" if part < 0 else ""
         loss += f": promised {signed(slide.promised)}, obtained {signed(slide.obtained)}{kept}"
     return [*found, line(loss, "bold")]
 

@@ -28,6 +28,7 @@ from surefoot.report.glyphs import (
 )
 from surefoot.report.terminal_parts import (
     BLUE,
+    ORANGE,
     grid,
     heading,
     indented,
@@ -35,6 +36,7 @@ from surefoot.report.terminal_parts import (
 )
 
 FORMULA = "= θ + Δ, as stored"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LAYERS = 42
 """Most layers that are shown each; of a deeper model every second, third, ..."""
 
@@ -127,13 +129,16 @@ def optimizer(opened: Opened, width: int) -> list[RenderableType]:
     )
     if recorded.refused is not None:
         found.append(line(f"Its arithmetic is not shown: {recorded.refused}."))
+    shown = 0
     for _, alike in groupby(slide.chosen, key=lambda c: [(s.name, s.formula) for s in c.stages]):
         weights = list(alike)
         names = max(map(cell_len, ["θ before", *(stage.name for stage in weights[0].stages)]))
         formulas = max(map(cell_len, [FORMULA, *(f"= {stage.formula}" for stage in weights[0].stages)]))
         most = max(1, (width - 4 - names - formulas) // 12)
         for start in range(0, len(weights), most):
-            found += _derivation(weights[start : start + most], {t.name: t.rms for t in slide.tensors})
+            across = weights[start : start + most]
+            found += _derivation(across, LETTERS[shown:], {t.name: t.rms for t in slide.tensors})
+            shown += len(across)
     return found
 
 
@@ -141,10 +146,11 @@ def _setting(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _derivation(weights: Sequence[ChosenWeight], rms: dict[str, dict[str, float]]) -> list[RenderableType]:
+def _derivation(
+    weights: Sequence[ChosenWeight], letters: str, rms: dict[str, dict[str, float]]
+) -> list[RenderableType]:
     """Stages down, weights across: all of them have the same stages. `rms`: of whole tensors, by stage."""
     found: list[RenderableType] = []
-    letters = "ABCDEFGHIJ"
     for letter, weight in zip(letters, weights, strict=False):
         index = ", ".join(map(str, weight.index))
         found.append(line(f"{letter} = {_without_prefix(weight.tensor)}[{index}]: {weight.why}"))
@@ -164,8 +170,18 @@ def _derivation(weights: Sequence[ChosenWeight], rms: dict[str, dict[str, float]
             name = Text(f"RMS of {stage}, whole tensor", "italic")
             table.add_row("", name, *("" if size is None else fixed(size) for size in sizes))
     found.append(indented(table))
+    lost = [letter for letter, w in zip(letters, weights, strict=False) if w.after == w.before and _moves(w)]
+    if lost:
+        whose = "its Δ is" if len(lost) == 1 else "their Δ are"
+        found.append(
+            line(f"{', '.join(lost)}: stored as before: {whose} too small for the type, and lost.", ORANGE)
+        )
     states = dict.fromkeys(w.would_state for w in weights if w.would)
     replays = [abs(w.replay_error) for w in weights if w.replay_error is not None]
     said = f"Instead: at the same learning rate; state given: {'; '.join(states)}. " if states else ""
     said += f"Replayed here and as stored: at most {number(max(replays), 2)} apart." if replays else ""
     return [*found, line(said)] if said else found
+
+
+def _moves(weight: ChosenWeight) -> bool:
+    return any(stage.name == "Δ" and stage.value != 0 for stage in weight.stages)
