@@ -23,8 +23,11 @@ def lost(share: float) -> str:
 
 @pytest.mark.parametrize(
     ("share", "said"),
-    [(0.0, "0 %"), (1e-9, "0.01 %"), (0.004, "0.40 %"), (0.41, "41 %"), (0.9976, "99.76 %"), (0.9999999, "99.99 %"), (1.0, "100 %")],
-)  # fmt: skip
+    [
+        *((0.0, "0 %"), (1e-9, "0.01 %"), (0.004, "0.40 %"), (0.41, "41 %")),
+        *((0.9976, "99.76 %"), (0.9999999, "99.99 %"), (1.0, "100 %")),
+    ],
+)
 def test_all_is_said_only_of_all(share: float, said: str) -> None:
     assert lost(share) == f"{said} of the changed weights are the same in bf16"
 
@@ -60,7 +63,7 @@ def test_a_lesson_of_every_optimizer_is_followed(optimizer: str, tiny_folder: Pa
 def test_a_mistake_in_the_notebook_is_told_by_its_name(tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="where output_dir decides nothing: leave it out; no run is written"):
         explain(tiny_folder, "a", "b", output_dir="x")
-    with pytest.raises(UserError, match="unknown option 'learning_rat'. Did you mean 'learning_rate'"):
+    with pytest.raises(UserError, match=r"unknown option 'learning_rat'. Did you mean 'learning_rate'"):
         explain(tiny_folder, "a", "b", learning_rat=0.1)
     with pytest.raises(UserError, match="optimizer: there is no 'rmsprop'"):
         explain(tiny_folder, "a", "b", optim="rmsprop")
