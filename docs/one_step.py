@@ -14,6 +14,8 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import screens
+
 import surefoot
 from surefoot.microscope.panels import Position
 from surefoot.microscope.slide import Slide
@@ -21,7 +23,6 @@ from surefoot.microscope.slide import Slide
 HERE = Path(__file__).resolve().parent
 QUESTION, ANSWER = "What is the capital of California?", "Sacramento"
 WATCHED = ("San Francisco", "Los Angeles", "Boston")
-CHROMIUM = "/usr/bin/chromium"
 
 
 def worked_case() -> surefoot.SlideView:
@@ -261,22 +262,6 @@ As the learning rate goes to 0, obtained over promised goes to 1; a test holds t
 """
 
 
-def take_pictures(view: surefoot.SlideView) -> None:
-    """The page's beginning, light and dark."""
-    from playwright.sync_api import sync_playwright
-
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
-        file = view.save_html(Path(folder) / "step.html")
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        for theme in ("light", "dark"):
-            place = browser.new_page(viewport={"width": 1120, "height": 1180}, color_scheme=theme)
-            place.goto(file.as_uri())
-            place.wait_for_timeout(1_000)
-            place.screenshot(path=HERE / f"one-step-{theme}.png")
-        browser.close()
-
-
 def main() -> None:
     """Explain, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -285,7 +270,10 @@ def main() -> None:
     view = worked_case()
     (HERE / "one-step.md").write_text(reflowed(page(view.slide)), encoding="utf-8")
     if args.pictures:
-        take_pictures(view)
+        with tempfile.TemporaryDirectory() as folder:
+            screens.shoot(
+                view.save_html(Path(folder) / "step.html"), {"one-step": None, "mountain": "#mountain"}
+            )
 
 
 if __name__ == "__main__":
