@@ -50,13 +50,14 @@ def refused(said: Said, *words: str) -> None:
 
 def test_a_prompt_and_its_completion(tiny_folder: Path, surefoot: Surefoot) -> None:
     before = digest(tiny_folder)
-    said = surefoot("explain", "--model", tiny_folder, *ASK, "--watch", "Rome, Italy", "--watch=Lyon")
+    said = surefoot("explain", "--model", tiny_folder, *ASK, "--watch", "Rome, Italy", "--watch= Lyon")
     assert (said.status, said.err) == (0, "")
     lines = said.out.splitlines()
     assert lines[0] == f"One update, opened: step 1 of {tiny_folder}"
     assert max(map(len, lines)) <= 100
     for text in ("Paris.", "Rome, Italy", "Lyon"):  # commas stay where they are
         assert f"The whole answer “{text}”: p " in said.out
+    assert "○ are watched" in said.out
     assert "SGD, learning rate 0.1" in said.out
     assert "Types: weights float32, products float32" in said.out
     assert "9  The mountain" in said.out
@@ -101,7 +102,9 @@ def test_another_position(position: int, tiny_folder: Path, surefoot: Surefoot) 
     assert [one["index"] for one in found["positions"]] == list(range(len(found["positions"])))
     target = found["positions"][position]
     assert {row["id"] for row in target["head_rows"]} == {target["target_id"]}
-    assert f"learned token {position + 1})" in " ".join(surefoot(*argv).out.split())
+    said = surefoot(*argv).out
+    assert f"learned token {position + 1})" in " ".join(said.split())
+    assert ("The whole answer “Paris.”" in said) == (position == 0)
 
 
 def test_a_row_of_a_file(tiny_folder: Path, rows_file: Path, surefoot: Surefoot) -> None:
@@ -124,6 +127,17 @@ def test_a_row_of_several_turns_is_looked_at_in_its_last(
     found = surefoot("explain", "--model", tiny_folder, "--data", "chat.jsonl", "--json", *FLAT).json
     assert found["watched"][0]["text"] == "Rome, of course."
     assert "of the 2 turns of chat.jsonl:1 that training learns, this is the last" in found["notes"]
+
+
+def test_where_the_prompt_is_learned_too_it_is_not_called_the_answer(
+    tiny_folder: Path, surefoot: Surefoot
+) -> None:
+    argv = ("explain", "--model", tiny_folder, *ASK, "--completion_only_loss", "false", "--json", *FLAT)
+    found = surefoot(*argv).json
+    assert found["positions"][0]["target"] == "user"
+    assert found["watched"][0]["text"].startswith("user\nWhat is the capital of France?")
+    losses = [position["loss_before"] for position in found["positions"]]
+    assert found["watched"][0]["p_before"] == pytest.approx(math.exp(-sum(losses)), rel=1e-3)
 
 
 def test_a_model_without_a_chat_template(surefoot: Surefoot, tmp_path: Path) -> None:
@@ -324,6 +338,7 @@ def test_the_model_after_is_saved(tiny_folder: Path, surefoot: Surefoot) -> None
 def test_a_page_that_needs_no_network(tiny_folder: Path, surefoot: Surefoot) -> None:
     said = surefoot("explain", "--model", tiny_folder, *ASK, "--html", "one.html", *FLAT)
     assert said.out.endswith("written: one.html\n")
+    assert "○ are watched" not in said.out
     page = Path("one.html").read_text(encoding="utf-8")
     assert page.startswith("<!")
     assert "Paris" in page
@@ -383,6 +398,9 @@ def test_said_before_any_work(
 def test_said_when_the_completion_is_known(tiny_folder: Path, surefoot: Surefoot) -> None:
     said = surefoot("explain", "--model", tiny_folder, *ASK, "--position", 99)
     refused(said, "position 99: of the completion ", " tokens are learned, from position 0 to ")
+    refused(
+        surefoot("explain", tiny_folder, *ASK), f"{tiny_folder}: name the model with --model {tiny_folder}"
+    )
     refused(surefoot("explain", *ASK), "surefoot explain --model MODEL --prompt TEXT", "which model?")
     said = surefoot("explain", "--model", tiny_folder, *ASK, "--max_length", 2, "--overlength", "drop")
     refused(said, "your example: nothing of it can be learned: ")

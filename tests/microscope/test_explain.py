@@ -73,4 +73,6 @@ def test_options_that_are_given_are_left_alone() -> None:
     given = {"optim": "adamw", "learning_rate": 3.0, "bf16": True}
     assert lesson_options(given) == {"optim": "adamw_torch", "learning_rate": 3.0, "bf16": True}
     assert given["optim"] == "adamw"
+    assert lesson_options({"torch_dtype": "float32"})["precision"] == "fp32"
+    assert "precision" not in lesson_options({"dtype": "torch.bfloat16"})
     assert lesson_options({}) == {"optim": "sgd", "learning_rate": 0.1, "precision": "fp32"}

@@ -58,6 +58,8 @@ class ExplainOptions(BaseModel):
 
 def run(argv: list[str]) -> int:
     """Parse, take one step, print."""
+    if argv and not argv[0].startswith("-"):
+        raise UserError(f"{argv[0]}: name the model with --model {argv[0]}")
     fields = SFTConfig.model_fields
     of_step: Any = {name: (fields[name].annotation, fields[name]) for name in OF_ONE_STEP}
     own_fields = ExplainOptions.model_fields

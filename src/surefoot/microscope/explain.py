@@ -257,23 +257,27 @@ def _watched(question: Question, prepared: Prepared, example: Example) -> Watche
     tokenizer: Any = prepared.tokenizer
     wanted = question.completion
     ids = example.completion_ids[len(example.completion_ids) - example.targets + question.position :]
-    if wanted is None or question.position:
+    named = None if wanted is None or question.position else _named(tokenizer, ids, wanted)
+    if wanted is None or named is None:
         wanted = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
     else:
-        ids = _named(tokenizer, ids, wanted)
+        ids = named
     # A word in the middle of a text has a blank in front; right after a chat template's prompt it has not.
     space = "" if tokenizer.chat_template and question.position == 0 else " "
     found = [Example(before, ids, 0, f"watch {wanted!r}")]
-    texts = list(dict.fromkeys(text for text in question.watch if text.strip() and text != wanted))
+    texts = [
+        text for text in dict.fromkeys(map(str.strip, question.watch)) if text not in ("", wanted.strip())
+    ]
     for text in texts:
-        of_text = tokenizer(space + text.strip(), add_special_tokens=False)["input_ids"]
+        of_text = tokenizer(space + text, add_special_tokens=False)["input_ids"]
         found.append(Example(before, np.array(of_text, np.int32), 0, f"watch {text!r}"))
     return Watched(Watch(prompt=question.prompt or "", completion=wanted, alternatives=texts), tuple(found))
 
 
-def _named(tokenizer: Any, ids: np.ndarray, text: str) -> np.ndarray:
-    """The beginning of a completion that spells `text`: without the token that ends the turn."""
+def _named(tokenizer: Any, ids: np.ndarray, text: str) -> np.ndarray | None:
+    """The beginning of a completion that spells `text`: without the token that ends the turn. None where it begins
+    with something else, such as the prompt where that is learned too."""
     for count in range(1, len(ids) + 1):
         if str(tokenizer.decode(ids[:count])).strip() == text.strip():
             return ids[:count]
-    return ids
+    return None

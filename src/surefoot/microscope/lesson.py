@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
-from surefoot.names import TRANSLATED
 
 RATES = {"sgd": 0.1}
 """Learning rates of a lesson, where none is given: large enough to see. 1e-4 for the others."""
@@ -64,6 +63,7 @@ def lesson_options(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     options["optim"] = optim = {"adamw": "adamw_torch"}.get(optim, optim)
     options.setdefault("learning_rate", RATES.get(optim, 1e-4))
-    if not TRANSLATED & set(options):
+    types = [str(options.get(name)).removeprefix("torch.") for name in ("dtype", "torch_dtype")]
+    if "bf16" not in options and "bfloat16" not in types:
         options.setdefault("precision", "fp32")
     return options

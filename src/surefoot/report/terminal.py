@@ -91,7 +91,8 @@ def _not_so(opened: Opened) -> str:
     obtained = opened.slide.obtained
     if obtained is None:
         return " Not so here: there was no update."
-    return " Not so here: the loss rose." if obtained > 0 else ""
+    said = "rose" if obtained > 0 else "stayed" if obtained == 0 else ""
+    return f" Not so here: the loss {said}." if said else ""
 
 
 def _prediction(opened: Opened, at: Position, width: int) -> list[RenderableType]:

@@ -184,7 +184,7 @@ def prediction(opened: Opened, position: Position, width: int) -> list[Renderabl
 
 
 def _and_watched(position: Position) -> str:
-    return "; ○ are watched" if any(c.is_watched for c in position.candidates) else ""
+    return "; ○ are watched" if any(c.is_watched and not c.is_target for c in position.candidates) else ""
 
 
 def loss(opened: Opened, position: Position, width: int) -> list[RenderableType]:

@@ -242,9 +242,10 @@ def after(opened: Opened, position: Position, width: int) -> list[RenderableType
     )
     moved = "" if position.kl is None else f"; the whole prediction moved by KL {number(position.kl, 3)} nats"
     found.append(line(f"{loss}{entropy}{moved}"))
+    whole = "The whole answer" if opened.slide.looked_at == 0 else "All from this token on,"
     for one in opened.slide.watched:
         later = "" if one.p_after is None else f" → {probability(one.p_after)}"
-        found.append(line(f"The whole answer “{one.text}”: p {probability(one.p_before)}{later}"))
+        found.append(line(f"{whole} “{one.text}”: p {probability(one.p_before)}{later}"))
     return found
 
 
