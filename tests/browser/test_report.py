@@ -239,6 +239,15 @@ def test_a_token_chooses_the_position_and_a_head_sorts(show: Open, slide: Opened
     assert table.locator("tbody tr").first.locator("td").first.inner_text() == largest.name
 
 
+def test_the_position_that_the_slide_looks_at_comes_first(show: Open, slide: Opened) -> None:
+    second = Opened(slide=slide.slide.model_copy(update={"looked_at": 1}), arrays=slide.arrays)
+    page = show(render([second]))
+    assert page.locator("#position").input_value() == "1"
+    assert page.locator("#batch .token.chosen").inner_text() == slide.slide.positions[1].target
+    candidates = slide.slide.positions[1].candidates
+    assert float(numbers(page, "Probability of the next token")[0][1]) == candidates[0].p_before
+
+
 def test_the_slides_of_a_run_can_be_chosen(show: Open, run_page: str) -> None:
     page = show(run_page)
     page.locator("#which").select_option("1")
