@@ -43,8 +43,10 @@ def test_the_commands_run_in_order(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(folder)
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("surefoot ")]
-    assert {shlex.split(line)[1] for line in lines} == {"preview", "train", "evaluate", "compare", "chat"}
+    text = "".join(blocks("sh")).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("surefoot ")]
+    known = {"preview", "train", "evaluate", "compare", "chat", "worst", "report", "explain"}
+    assert {shlex.split(line)[1] for line in lines} == known
     for line in lines:
         words = shlex.split(line)[1:]
         if words[0] == "train":
@@ -52,7 +54,11 @@ def test_the_commands_run_in_order(
         if words[0] == "evaluate":
             words += ["--exact_match", "false"]
         assert main(words) == 0, line
-    assert "capital" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "capital" in said
+    assert "the slope promised" in said
+    for page in (folder / "step.html", folder / "runs" / "readme-cli" / "report.html"):
+        assert page.stat().st_size > 100_000
 
 
 def test_the_make_targets_it_names_exist() -> None:

@@ -59,5 +59,6 @@ def _train(args: SFTConfig, argv: list[str], *, as_json: bool) -> int:
         if key.startswith("eval_"):
             print(f"{key} {value:.4f}")
     folder = shlex.quote(str(trainer.run.path))
-    print(f"model: {trainer.run.model}\nnext:  surefoot chat {folder}   surefoot compare {folder} --data ...")
+    print(f"model: {trainer.run.model}")
+    print(f"next:  surefoot chat {folder}   surefoot report {folder}   surefoot compare {folder} --data ...")
     return 0
