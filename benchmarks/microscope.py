@@ -9,6 +9,7 @@ all of them. Prints a table and writes `results/microscope.json`, an entry a wor
 - watching: what asking "is this step to be opened?" and writing its record takes, besides.
 - recorded: `tensors` of every tensor (`tensors_every`, 10 by default): besides a plain step, and spread over ten.
 - opened: a slide without a mountain, and with the cut of 9 forwards.
+- prompts: one look at a watched prompt, the right answer and three others.
 """
 
 from __future__ import annotations
@@ -24,17 +25,30 @@ from typing import Any
 from benchmarks import machine, workloads
 from benchmarks.tables import draw
 
-from surefoot.config import SFTConfig
+from surefoot.config import SFTConfig, Watch
 from surefoot.data.rows import Example
 from surefoot.events import RunFolder, StepEvent
 from surefoot.microscope.run import Microscope
 from surefoot.train import hardware
+from surefoot.train.evaluate import probabilities, tokenise_watch
 from surefoot.train.optim import Optimizers, build
 from surefoot.train.selfcheck import quick
-from surefoot.train.setup import Prepared, open_data, prepare_model, prepare_network, read_data
+from surefoot.train.setup import (
+    Prepared,
+    make_renderer,
+    open_data,
+    prepare_model,
+    prepare_network,
+    read_data,
+)
 from surefoot.train.step import Change, Losses, losses, update
 
 EVERY = 10
+PROMPT = Watch(
+    prompt="What is the capital of California?",
+    completion="Sacramento",
+    alternatives=["San Francisco", "Los Angeles", "Boston"],
+)
 RESULTS = Path(__file__).resolve().parent / "results" / "microscope.json"
 WAYS = ("plain", "recorded", "opened", "opened with a cut")
 
@@ -131,14 +145,18 @@ def measure(workload: workloads.Workload, model: str, root: Path, rounds: int) -
         bench = Bench(prepared, examples, args, Path(temporary) / "run")
         for way in ("plain", "recorded", "plain"):  # fresh memory and the optimizer's state are no part of it
             bench.step(way)
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        watched = [tokenise_watch(PROMPT, make_renderer(prepared.model, prepared.tokenizer, args))]
+        seconds: dict[str, list[float]] = {way: [] for way in [*WAYS, "prompts"]}
         watching = []
         for _ in range(rounds):
             for way in WAYS:
-                took, watched = bench.step(way)
+                took, records = bench.step(way)
                 seconds[way].append(took)
                 if way == "plain":
-                    watching.append(watched)
+                    watching.append(records)
+            started = time.perf_counter()
+            probabilities(bench.network, watched, bench.budget)
+            seconds["prompts"].append(time.perf_counter() - started)
     plain = median(seconds["plain"])
     recorded = median(b - a for a, b in zip(seconds["plain"], seconds["recorded"], strict=True))
     return {
@@ -148,6 +166,7 @@ def measure(workload: workloads.Workload, model: str, root: Path, rounds: int) -
         "recorded_seconds": recorded,
         "recorded_share_of_ten": recorded / (EVERY * plain),
         "opened_steps": median(seconds["opened"]) / plain,
+        "prompts_steps": median(seconds["prompts"]) / plain,
         "opened_with_a_cut_steps": median(seconds["opened with a cut"]) / plain,
         "slots": sum(e.tokens - 1 for e in examples[: workload.rows_per_step]),
     }
@@ -166,12 +185,13 @@ def main() -> None:
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     known[workload.name] = {"machine": machine.describe(), "model": args.model, **found}
     RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    head = ["workload", "plain step", "watching", "recorded, of ten steps", "opened", "opened with a cut"]
+    head = ["workload", "plain step", "watching", "recorded, of ten steps", "prompts", "opened", "with a cut"]
     row = [
         workload.name,
         f"{found['plain_seconds']:.2f} s",
         f"{found['watching_share']:.2%}",
         f"{found['recorded_share_of_ten']:.2%}",
+        f"{found['prompts_steps']:.2f} steps",
         f"{found['opened_steps']:.1f} steps",
         f"{found['opened_with_a_cut_steps']:.1f} steps",
     ]

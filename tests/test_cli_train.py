@@ -46,7 +46,7 @@ def test_train_writes_the_run_and_tells_where(recipe: Path, surefoot: Surefoot, 
     first, *_, model, after = said.out.splitlines()
     assert first.startswith("5 steps in ") and f"mean loss {events[-1]['train_loss']:.4f}" in first
     assert model == "model: run/model"
-    assert after == "next:  surefoot chat run   surefoot compare run --data ..."
+    assert after == "next:  surefoot chat run   surefoot report run   surefoot compare run --data ..."
     assert "4 rows" in said.err
 
 

@@ -19,4 +19,18 @@ class Speller:
         if text and "\ufffd" not in text:
             return text
         # A part of a character, or a row of the embeddings that is no token.
-        return str(self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
+        name = str(self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
+        letters = _bytes_of_letters()
+        if text and letters.keys() >= set(name):
+            raw = bytes(letters[letter] for letter in name)
+            if raw.decode("utf-8", "replace") == text:
+                return raw.decode("utf-8", "backslashreplace")
+        return name
+
+
+@cache
+def _bytes_of_letters() -> dict[str, int]:
+    """Which byte each letter of a byte-level vocabulary stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
