@@ -6,8 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    # Threads of one process wait for each other by spinning; those of two on the same cores, many times as long. Set
-    # outright: the process that starts the workers may have handed down its own number.
+    # Threads of one process wait for each other by spinning; those of two on the same cores, many times as long.
+    # Set outright: the process that starts the workers may have handed down its own number.
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 
