@@ -57,7 +57,7 @@ def reflowed(text: str) -> str:
     """Paragraphs broken anew at 116 columns; tables, code, headings and tags as they are."""
     blocks, code = [], False
     for block in text.split("\n\n"):
-        plain = not code and block[:1] not in ("|", "#", "<", "`")
+        plain = not code and not block.startswith(("|", "#", "<", "```"))
         code ^= block.count("```") % 2 == 1
         blocks.append(textwrap.fill(block, 116, break_on_hyphens=False) if plain else block.strip("\n"))
     return "\n\n".join(blocks) + "\n"
@@ -250,6 +250,12 @@ The gradient is a slope. The slope times the step promised {number(slide.promise
     }. They differ
 because the ground curves, and this step was long enough to see it: on the local parabola the lowest point is at
 {number(hill.lowest_at)} of it.
+
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="mountain-dark.png">
+  <img alt="The loss along the update, with the slope and the parabola through where it began and landed"
+   src="mountain-light.png">
+</picture>
 
 {
         table(
