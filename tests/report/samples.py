@@ -178,6 +178,8 @@ def _surface(mountain: Mountain) -> tuple[Mountain, np.ndarray]:
     return (
         mountain.model_copy(
             update={
+                "along": along.tolist(),
+                "losses": surface[10].tolist(),
                 "across": across.tolist(),
                 "across_is": "a seeded random direction, normalised filter by filter",
                 "surface": "mountain.surface",

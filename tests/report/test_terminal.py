@@ -9,6 +9,7 @@ import re
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -18,6 +19,7 @@ from surefoot.microscope.panels import Influence, NoiseScale
 from surefoot.microscope.slide import Opened
 from surefoot.report.terminal import show
 from tests.report.sample_slide import VOCABULARY, sample
+from tests.report.samples import full
 
 TITLES = [
     "1  The batch",
@@ -390,6 +392,30 @@ def test_the_mountain_has_start_landing_and_slope() -> None:
     assert minus(f"slope {mountain.slope:.4f}") in text
     assert mountain.caption in " ".join(text.split())
     assert "It was not measured." in panel(9, shown(changed("mountain", None)))
+
+
+def test_a_surface_is_drawn_from_above() -> None:
+    of = full()
+    recorded = of.slide.mountain
+    assert recorded is not None and recorded.surface is not None
+    heights = of.arrays[recorded.surface]
+    text = panel(9, shown(of))
+    drawn = [line.partition("│")[2].split() for line in text.splitlines() if "│" in line][7:]
+    assert [len(row) for row in drawn] == [21] * 21
+    digits = {digit for row in drawn for digit in row}
+    assert digits == {*"0123456789", "○", "◆"}
+    order = np.sort(heights, axis=None)
+    for n, row in enumerate(reversed(drawn)):
+        for m, digit in enumerate(row):
+            if digit.isdigit():
+                tenth = int(digit)
+                assert (
+                    order[tenth * 441 // 10] <= heights[n, m] <= order[min(440, -(-(tenth + 1) * 441 // 10))]
+                )
+    assert drawn[10].index("○") == recorded.along.index(0.0)
+    assert drawn[10].index("◆") == recorded.along.index(1.0)
+    assert recorded.across_is in " ".join(text.split())
+    assert max(map(len, panel(9, shown(of, width=60)).splitlines())) <= 60
 
 
 def test_where_the_step_landed_on_the_parabola() -> None:

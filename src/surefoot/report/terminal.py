@@ -16,6 +16,7 @@ from surefoot.report import terminal_head as head
 from surefoot.report import terminal_result as result
 from surefoot.report import terminal_update as update
 from surefoot.report.glyphs import number, printable, visible
+from surefoot.report.terminal_mountain import mountain
 from surefoot.report.terminal_parts import ORANGE, put
 
 WIDEST = 110
@@ -49,7 +50,7 @@ def lesson(opened: Opened, width: int, position: int = 0) -> list[RenderableType
         *update.backward(opened, width),
         *update.optimizer(opened, width),
         *result.weights(opened, width),
-        *result.mountain(opened, width),
+        *mountain(opened, width),
         *([] if at is None else result.after(opened, at, width)),
         *result.promised(opened, width),
         *result.asked_for(opened, width),

@@ -9,7 +9,6 @@ from rich.padding import Padding
 from rich.text import Text
 
 from surefoot.microscope.panels import (
-    Mountain,
     Position,
     Weights,
 )
@@ -19,7 +18,6 @@ from surefoot.report.glyphs import (
     fixed,
     height,
     number,
-    plot,
     probability,
     rebinned,
     share,
@@ -43,7 +41,6 @@ from surefoot.report.terminal_parts import (
 LINES = 5
 """Of a histogram."""
 FLAT = strip([0.0], 1.0, 1)
-MOUNTAIN_LINES = 7
 
 
 # 8: weights ----------------------------------------------------------------------------------------------------
@@ -116,89 +113,6 @@ def _overlay(recorded: Weights, width: int) -> list[RenderableType]:
     change_is = f"{min(change):+,.0f} to {max(change):+,.0f}".replace("-", "−")
     key.append(f": both   line above: new − old, {change_is}")
     return [*found, Padding(key, (0, 0, 0, 4), expand=False)]
-
-
-# 9: the mountain -------------------------------------------------------------------------------------------------
-
-
-def mountain(opened: Opened, width: int) -> list[RenderableType]:
-    """Panel 9: the loss along this update, the slope where it began, and where it landed."""
-    recorded = opened.slide.mountain
-    found = heading(
-        "9  The mountain",
-        "Loss is the altitude, the weights are where you stand. Walking on along this update: 0 is before it, 1 "
-        "is where it landed, and the dotted line is the slope that the gradient saw.",
-    )
-    if recorded is None:
-        return [*found, line("It was not measured.")]
-    heights = [value for value in recorded.losses if math.isfinite(value)]
-    if len(heights) < 2:
-        return [*found, line("The loss is not finite along it.")]
-    drawn = min(width - 18, 64)
-    points, box = _points(recorded, drawn, min(heights), max(heights))
-    lines, box = plot([*box, *points], drawn, MOUNTAIN_LINES)
-    for n, row in enumerate(lines):
-        label = box[3] if n == 0 else box[2] if n == len(lines) - 1 else None
-        text = Text(f"  {'' if label is None else fixed(label, 4):>9} │")
-        for character in row:
-            text.append(
-                character, {"◆": f"bold {ORANGE}", "○": f"bold {BLUE}", "·": "dim"}.get(character, "")
-            )
-        found.append(text)
-    axis = [" "] * drawn
-    for x in dict.fromkeys((box[0], 0.0, 1.0, box[1])):
-        label = number(x, 3)
-        column = round((x - box[0]) / (box[1] - box[0]) * (drawn - 1))
-        start = min(max(0, column - len(label) // 2), drawn - len(label))
-        axis[start : start + len(label)] = label
-    found.append(Text(f"  {'':>9} └{'─' * drawn}"))
-    found.append(Text(f"  {'':>9}  {''.join(axis).rstrip()}"))
-    found.append(
-        line(
-            f"○ before{_altitude(recorded, 0)}   ◆ landed{_altitude(recorded, 1)}   ● measured   · slope "
-            f"{signed(recorded.slope)}"
-        )
-    )
-    found.append(line(_landing(recorded)))
-    return [*found, line(f"{recorded.caption} (probe: {recorded.probe})", "italic")]
-
-
-def _points(
-    recorded: Mountain, width: int, low: float, high: float
-) -> tuple[list[tuple[float, float, str]], list[tuple[float, float, str]]]:
-    """What is drawn, later points over earlier ones, and two corners that hold the frame."""
-    known = [(x, y) for x, y in zip(recorded.along, recorded.losses, strict=True) if math.isfinite(y)]
-    left, right = min(x for x, _ in known), max(x for x, _ in known)
-    start = next((y for x, y in known if x == 0), None)
-    points: list[tuple[float, float, str]] = []
-    if start is not None:
-        for n in range(0, width, 2):
-            x = left + (right - left) * n / (width - 1)
-            y = start + recorded.slope * x
-            if low <= y <= high:
-                points.append((x, y, "·"))
-    points += [
-        (x, y, "○" if x == 0 else "◆" if x == 1 else "●")
-        for x, y in sorted(known, key=lambda p: p[0] in (0, 1))
-    ]
-    return points, [(left, low, " "), (right, high, " ")]
-
-
-def _altitude(recorded: Mountain, at: float) -> str:
-    return next(
-        (f" {fixed(y, 4)}" for x, y in zip(recorded.along, recorded.losses, strict=True) if x == at), ""
-    )
-
-
-def _landing(recorded: Mountain) -> str:
-    bend = f"curvature {signed(recorded.curvature)}"
-    lowest = recorded.lowest_at
-    if lowest is None:
-        return f"The ground curves down ({bend}): on the local parabola there is no lowest point."
-    where = "short of" if lowest > 1 else "past"
-    if abs(lowest - 1) < 0.05:
-        return f"On the local parabola ({bend}) the step landed at the lowest point."
-    return f"On the local parabola ({bend}) the lowest point is at {number(lowest, 3)}: the step ended {where} it."
 
 
 # 10, 11: after -------------------------------------------------------------------------------------------------
