@@ -95,8 +95,11 @@ def figure(page: Page, label: str) -> Locator:
 
 
 def numbers(page: Page, label: str) -> list[list[str]]:
-    """The rows of the figure's table."""
+    """The rows of the figure's table, which is made when it is asked for."""
     rows = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    reveal = figure(page, label).get_by_role("button", name=re.compile("^Numbers of"))
+    if reveal.get_attribute("aria-pressed") == "false":
+        reveal.click()
     return figure(page, label).locator(".numbers tbody tr").evaluate_all(rows)
 
 
@@ -111,7 +114,7 @@ def hover(page: Page, canvas: Locator, x: float, y: float) -> str:
 
 def read(text: str) -> float:
     """A number as the page writes it."""
-    text = text.replace("−", "-").replace("\u202f", "").replace("+", "")
+    text = text.replace("−", "-").replace(",", "").replace("+", "")
     superscript = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
     text = re.sub(r"^(-?)10([⁰¹²³⁴⁵⁶⁷⁸⁹⁻])", r"\g<1>1·10\2", text)
     return float(re.sub(r"·10(.+)", lambda found: f"e{found[1].translate(superscript)}", text))
@@ -167,10 +170,10 @@ def test_tables_of_a_slide_agree_with_its_numbers(show: Open, slide: Opened) -> 
     assert counts == [list(pair) for pair in zip(weights.before.counts, weights.after.counts, strict=True)]
     assert [int(row[2]) for row in found("Difference of the counts")] == [b - a for a, b in counts]
     assert [int(row[2]) for row in found("How far weights moved")] == weights.change.counts
-    cut = {float(row[0]): float(row[1]) for row in found("Altitude (loss) along") if row[1] != "NaN"}
+    cut = {float(row[0]): float(row[1]) for row in found("Altitude (loss") if row[1] != "NaN"}
     assert cut == dict(zip(mountain.along, mountain.losses, strict=True))
     surface = slide.arrays[mountain.surface]
-    for label in ("Altitude over this update", "The same as a landscape"):
+    for label in ("Altitude from above", "The same as a landscape"):
         assert [[float(cell) for cell in row[1:]] for row in found(label)] == surface.astype(float).tolist()
     share = page.locator("#weights .meter i").evaluate(
         "bar => bar.offsetWidth / bar.parentElement.clientWidth"
@@ -265,7 +268,7 @@ def test_no_text_of_a_row_runs(show: Open, tmp_path: Path) -> None:
     assert page.evaluate("window.hurt") is None
     assert page.locator("#page :is(img, svg, iframe, script, b)").count() == 0
     page.locator("#batch .token").first.hover()
-    assert page.locator("#headline h1").inner_text().startswith("</script><script>window.hurt=1</script>")
+    assert page.locator("#headline h2").inner_text().startswith("</script><script>window.hurt=1</script>")
 
 
 def test_the_notebook_frame_draws(show: Open, slide: Opened) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from surefoot.report.runs import Run
@@ -176,19 +175,20 @@ def _told(event: dict[str, Any]) -> str:
         case "alert":
             return str(event.get("message", ""))
         case "slide":
-            return " · ".join(str(event[key]) for key in ("because", "headline") if event.get(key))
+            told = [str(event[key]) for key in ("headline", "because") if event.get(key)]
+            return "\nOpened because: ".join(told)
         case "eval":
             metrics = event.get("metrics")
             known = metrics if isinstance(metrics, dict) else {}
-            return ", ".join(f"{key} {_short(value)}" for key, value in known.items())
+            return ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in known.items())
         case "checkpoint":
             return str(event.get("path", ""))
         case "sample":
             return f"{event.get('where', '')}: “{event.get('answer', '')}” (wanted “{event.get('want', '')}”)"
         case "start":
             notes = event.get("notes")
-            told: Sequence[Any] = notes if isinstance(notes, list) else []
-            return " ".join(["resumed." if event.get("resumed") else "", *map(str, told)]).strip()
+            told = [str(note) for note in notes] if isinstance(notes, list) else []
+            return "\n".join([*(["resumed"] if event.get("resumed") else []), *told])
         case _:
             return str(event.get("reason", ""))
 

@@ -2,7 +2,7 @@
 
 /**
  * data: {items: [{label, strong, values: [..], colours: [..]?, note?}], series: [{name, colour}]}
- * options: label, unit (number → text), log, logarithmic (whether it can be), caption, head
+ * options: label, unit (number → text), log, logarithmic (whether it can be), head
  */
 function drawBars(host, data, options) {
   const { items, series } = data;
@@ -23,7 +23,8 @@ function drawBars(host, data, options) {
     g.font = STRONG;
     left = 10 + Math.min(width * 0.38, Math.max(...items.map((item) => g.measureText(item.label).width), 30));
     g.font = FONT;
-    const room = Math.max(...all.map((x) => g.measureText(unit(x)).width), 20) + 10;
+    const told = series.length === 1 || width > 460;
+    const room = (told ? Math.max(...all.map((x) => g.measureText(unit(x)).width), 20) : 4) + 10;
     let [low, high] = log && canLog ? extent(positive.map(Math.log10)) : extent([0, ...all]);
     if (log && canLog) [low, high] = [Math.floor(low - 0.2), high];
     if (!(high > low)) high = low + 1;
@@ -60,7 +61,7 @@ function drawBars(host, data, options) {
         g.beginPath();
         g.roundRect(a, mid, Math.max(1, b - a), thick, 2);
         g.fill();
-        if (series.length === 1 || thick > 10 || width > 460) {
+        if (told) {
           g.fillStyle = soft;
           g.textAlign = x < 0 ? "right" : "left";
           g.font = series.length > 1 ? FONT.replace("12px", "10px") : FONT;
@@ -96,7 +97,7 @@ function drawBars(host, data, options) {
     }),
   };
   let figure = null;
-  if (canLog) spec.tools.unshift(toggle("log scale", log, (on) => { log = on; figure.draw(); }));
+  if (canLog) spec.tools.unshift(toggle("Log scale", log, (on) => { log = on; figure.draw(); }));
   figure = mountCanvas(host, spec);
   return figure;
 }

@@ -33,7 +33,7 @@ function power(exponent) {
   return (exponent < 0 ? "⁻" : "") + digits;
 }
 
-/** Four significant digits; very small and very large numbers with a power of ten. */
+/** Four significant digits; very small and very large numbers with a power of ten; whole numbers as 134,515,008. */
 function fmt(value, digits = 4) {
   const x = num(value);
   if (Number.isNaN(x)) return value === null || value === undefined ? "–" : "NaN";
@@ -43,7 +43,7 @@ function fmt(value, digits = 4) {
   const sign = x < 0 ? "−" : "";
   if (size < 1e-3 || size >= 1e6) {
     if (size >= 1e6 && Number.isInteger(x) && size < 1e15) return sign + grouped(size);
-    const [mantissa, exponent] = size.toExponential(Math.min(digits - 1, 2)).split("e");
+    const [mantissa, exponent] = size.toExponential(digits > 4 ? digits - 1 : Math.min(digits - 1, 2)).split("e");
     return `${sign}${Number(mantissa) === 1 ? "" : `${Number(mantissa)}·`}10${power(Number(exponent))}`;
   }
   if (Number.isInteger(x)) return sign + grouped(size);
@@ -51,15 +51,26 @@ function fmt(value, digits = 4) {
 }
 
 function grouped(size) {
-  return String(size).replace(/\B(?=(\d{3})+$)/g, "\u202f");
+  return String(size).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
-/** A share as a percentage; tiny ones keep their power of ten. */
+/** A share in percent, always: tiny ones with a power of ten, those close to 1 are not rounded to it. */
 function pct(value) {
   const x = num(value);
   if (!Number.isFinite(x)) return fmt(value);
-  if (x !== 0 && Math.abs(x) < 1e-4) return fmt(x, 3);
-  return `${fmt(x * 100, Math.abs(x) >= 0.1 ? 3 : 2)} %`;
+  if (x > 0.9999 && x < 1 - 1e-6) return "> 99.99 %";
+  return `${fmt(x * 100, x > 0.995 ? 4 : Math.abs(x) >= 0.1 ? 3 : 2)} %`;
+}
+
+/** A difference of two shares, in percentage points. */
+function points(value) {
+  const x = num(value);
+  return `${x > 0 ? "+" : ""}${fmt(x * 100, Math.abs(x) >= 0.1 ? 3 : 2)}`;
+}
+
+/** Lines of text as sentences begin. Symbols (p, g, θ), names with signs in them and paths stay as they are. */
+function capital(text) {
+  return String(text).replace(/^(?:a(?= )|[a-z](?=[a-z]+([\s,;-]|$)))/gm, (letter) => letter.toUpperCase());
 }
 
 function signed(value) {

@@ -1,14 +1,20 @@
 // A figure: a drawing, its read-out, its tools, and the same numbers as a table for those who cannot see it.
 
 const figures = new Set();
+const colours = new Map();
 
 /** Colours of the theme in force, by name: "before" is --before. */
 function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || name;
+  if (!colours.has(name)) {
+    // expensive: the browser brings all styles up to date
+    colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || name);
+  }
+  return colours.get(name);
 }
 
-/** Draw every figure again: the theme, the print or the size has changed. */
+/** Draw every figure again: the theme or the print has changed. */
 function redraw() {
+  colours.clear();
   for (const figure of figures) {
     if (figure.root.isConnected) figure.draw();
     else figures.delete(figure);
@@ -20,7 +26,7 @@ const MOST_ROWS = 1000;
 function numbersTable(content) {
   const every = Math.ceil(content.rows.length / MOST_ROWS);
   const rows = every > 1 ? content.rows.filter((_, i) => i % every === 0) : content.rows;
-  const note = every > 1 ? ` (every ${every}th of ${content.rows.length} rows)` : "";
+  const note = every > 1 ? ` (every ${every}th of ${fmt(content.rows.length)} rows)` : "";
   return el("table", {},
     el("caption", {}, content.caption + note),
     el("thead", {}, el("tr", {}, content.head.map((text) => el("th", { scope: "col" }, text)))),
@@ -38,15 +44,18 @@ function toggle(text, pressed, change) {
   return button;
 }
 
-/** The frame of a figure. `table()` gives {caption, head, rows}: the very numbers that are drawn. */
+/** The frame of a figure. `table()` gives {caption, head, rows}: the very numbers that are drawn, made when asked for. */
 function frame(host, { label, table, tools = [], legend = [] }) {
-  const numbers = el("div", { class: "numbers" });
-  const fill = () => numbers.replaceChildren(numbersTable(table()));
+  const numbers = el("div", { class: "numbers", tabindex: "0", role: "region", "aria-label": `Numbers of: ${label}` });
   const box = el("div", { class: "plot" });
   const tip = el("div", { class: "tip", hidden: true });
   const live = el("div", { class: "unseen", "aria-live": "polite" });
-  const reveal = toggle("Numbers", false, (on) => numbers.classList.toggle("open", on));
+  const reveal = toggle("Numbers", false, (on) => {
+    numbers.replaceChildren(...(on ? [numbersTable(table())] : []));
+    numbers.classList.toggle("open", on);
+  });
   reveal.classList.add("quiet");
+  reveal.setAttribute("aria-label", `Numbers of: ${label}`);
   const root = el("figure", { class: "figure" },
     el("div", { class: "bar" },
       el("figcaption", {}, label),
@@ -59,10 +68,9 @@ function frame(host, { label, table, tools = [], legend = [] }) {
     box, live, numbers);
   box.append(tip);
   host.append(root);
-  fill();
-  const figure = { root, box, tip, live, fill, draw() {} };
+  const figure = { root, box, tip, live, drawn: 0, draw() {} };
   figures.add(figure);
-  new ResizeObserver(() => root.isConnected && figure.draw()).observe(box);
+  new ResizeObserver(() => root.isConnected && figure.drawn !== box.clientWidth && figure.draw()).observe(box);
   return figure;
 }
 
@@ -86,7 +94,7 @@ function tell(figure, lines, x, y) {
  * zoom(x0, x1) and reset() for dragging and the double click; keys(event) → handled.
  */
 function mountCanvas(host, spec) {
-  const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": `${spec.label}. ${spec.help || "Arrow keys read the values; the same numbers are in the table that follows."}` });
+  const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": `${spec.label}. ${spec.help || "Arrow keys read the values; the button Numbers shows them as a table."}` });
   const figure = frame(host, spec);
   const { box } = figure;
   box.prepend(canvas);
@@ -94,6 +102,7 @@ function mountCanvas(host, spec) {
   figure.draw = () => {
     const width = box.clientWidth;
     if (!width) return;
+    figure.drawn = width;
     const height = spec.height(width);
     const ratio = window.devicePixelRatio || 1;
     size = [width, height];

@@ -12,8 +12,15 @@ function panel(host, id, title, caption) {
 
 /** Numbers worth a large print: [[name, value, remark], ..]. */
 function tiles(host, list) {
-  host.append(el("dl", { class: "tiles" }, list.filter(Boolean).map(([name, value, remark]) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, value), remark && el("dd", { class: "remark" }, remark)))));
+  const kept = list.filter(Boolean);
+  host.append(el("dl", { class: kept.length > 5 ? "tiles many" : "tiles" }, kept.map(([name, value, remark]) =>
+    el("div", {}, el("dt", {}, capital(name)), el("dd", {}, printed(value)), remark && el("dd", { class: "remark" }, capital(remark))))));
+}
+
+/** "before → after" in one line where it can be: what was, small; what is, large. */
+function printed(value) {
+  const [was, is] = String(value).split(" → ");
+  return is === undefined ? value : [el("span", { class: "was" }, `${was} →`), " ", el("span", { class: "is" }, is)];
 }
 
 function note(host, ...text) {
@@ -24,16 +31,16 @@ function arrow(before, after, text) {
   return after === null || after === undefined ? text(before) : `${text(before)} → ${text(after)}`;
 }
 
-function drawHeadline(host, slide) {
+function drawHeadline(host, slide, tag) {
   const body = el("section", { class: "headline", id: "headline", "aria-label": `Step ${slide.step}, opened` });
   host.append(body);
   body.append(el("p", { class: "eyebrow" }, `One update, opened · step ${slide.step} · ${slide.model}`),
-    el("h1", {}, slide.headline),
+    el(tag, { class: "told" }, capital(slide.headline)),
     el("p", { class: "caption" }, "The loss says what was off; backprop turns it into a direction and a size for every weight, from the last layer to the first; the optimizer decides how far to go; and after one step the right answer should be a little likelier."),
     el("p", { class: "remark" }, `Opened because: ${slide.opened_because}. Weights ${slide.precision.weights}, matrix products ${slide.precision.products}.`));
   tiles(body, [
-    ["loss of this batch", arrow(slide.loss_before, slide.loss_after, (x) => fmt(x)), "nats a target; lower is better"],
-    slide.promised !== null && ["promised → obtained", `${signed(slide.promised)} → ${signed(slide.obtained)}`, "what the slope said, what the step gave"],
+    ["loss of this batch", arrow(slide.loss_before, slide.loss_after, (x) => fmt(x)), "nats a token; lower is better"],
+    slide.promised !== null && ["promised → obtained", arrow(slide.promised, slide.obtained, signed), "what the slope said, what the step gave"],
     ["gradient norm", fmt(slide.backward.grad_norm), num(slide.backward.clip_factor) < 1 ? `clipped × ${fmt(slide.backward.clip_factor)}` : "not clipped"],
     ["learning rate", fmt(slide.optimizer.learning_rate), slide.optimizer.name],
     slide.weights && ["lost to bf16 rounding", pct(slide.weights.lost_share), `of ${fmt(slide.weights.asked)} weights that were to move`],
@@ -76,9 +83,9 @@ function drawBatch(body, slide, state) {
       const chosen = slide.positions[state.position];
       const card = el("article", { class: "example" }, el("header", {},
         el("code", {}, example.where),
-        el("span", {}, `loss ${arrow(example.loss, example.loss_after, (x) => fmt(x))} over ${example.supervised} tokens · ${pct(example.share)} of the step's loss`),
+        el("span", {}, `loss ${arrow(example.loss, example.loss_after, (x) => fmt(x))} over ${fmt(example.supervised)} tokens · ${pct(example.share)} of the step's loss`),
         num(example.weight) !== 1 && el("span", {}, `weight ${fmt(example.weight)}`)));
-      if (example.left_out) card.append(el("p", { class: "remark" }, `… ${example.left_out} tokens before`));
+      if (example.left_out) card.append(el("p", { class: "remark" }, `… ${fmt(example.left_out)} tokens before`));
       drawTokens(card, example.tokens, {
         after,
         has: has(example),
@@ -91,9 +98,9 @@ function drawBatch(body, slide, state) {
   state.marks.push(fill);
   const scale = el("div", { class: "heatscale", "aria-hidden": "true" }, el("span", {}, "−log p  0"), el("i"), el("span", {}, "8+"));
   body.append(el("div", { class: "bar" }, scale,
-    slide.loss_after !== null && el("div", { class: "tools" }, toggle("after the update", after, (on) => { after = on; fill(); }))), list);
+    slide.loss_after !== null && el("div", { class: "tools" }, toggle("After the update", after, (on) => { after = on; fill(); }))), list);
   if (some > 6) {
-    body.append(toggle(`Show all ${some} examples`, false, (on) => { all = on; fill(); }));
+    body.append(toggle(`Show all ${fmt(some)} examples`, false, (on) => { all = on; fill(); }));
   }
   if (batch.examples_left_out) note(body, `${batch.examples_left_out} further examples of the step are not kept in the slide.`);
   fill();
@@ -107,8 +114,8 @@ function choosePosition(body, slide, state) {
   state.marks.push(mark);
   mark();
   body.append(el("div", { class: "chooser" }, el("label", { for: "position" }, "Position"),
-    el("button", { type: "button", class: "tool", "aria-label": "previous position", onclick: step(-1) }, "‹"), select,
-    el("button", { type: "button", class: "tool", "aria-label": "next position", onclick: step(1) }, "›")));
+    el("button", { type: "button", class: "tool", "aria-label": "Previous position", onclick: step(-1) }, "‹"), select,
+    el("button", { type: "button", class: "tool", "aria-label": "Next position", onclick: step(1) }, "›")));
 }
 
 /** The candidates worth bars: the likeliest, the target, the watched. */
@@ -137,7 +144,7 @@ function drawPrediction(body, position) {
   }, { label: "Probability of the next token (● the target, ◦ watched)", unit: pct, logarithmic: true, head: "token" });
   drawTable(body, [
     { key: "name", label: "token" },
-    { key: "id", label: "id", number: true },
+    { key: "id", label: "ID", number: true },
     { key: "p_before", label: "p before", number: true, text: pct },
     { key: "rank_before", label: "rank", number: true, text: (x) => fmt(x) },
     { key: "logit_before", label: "logit", number: true, text: (x) => fmt(x) },
@@ -162,14 +169,14 @@ function drawErrors(body, position) {
     }));
     items.push({ label: `the other ${fmt(position.rest.tokens + position.candidates.length - lead.length)}`, values: [raw ? others / num(position.weight) : others], colours: ["other"] });
     drawBars(place, { items, series: [{ name: raw ? "p − y" : "d loss / d logit", colour: "other" }] }, {
-      label: raw ? "Error column without the step's normalisation: p − y" : "Error column: w · (p − y)", unit: signed, head: "token",
+      label: raw ? "Error column without w: p − y" : "Error column: w · (p − y)", unit: signed, head: "token",
       legend: [["target", "below 0: will be made likelier"], ["other", "above 0: will be made less likely"]],
-      tools: [toggle("without w", raw, draw)],
+      tools: [toggle("Without w", raw, draw)],
     });
   };
   draw(false);
   note(body, `The whole column sums to ${fmt(position.error_sum)}${Math.abs(num(position.error_sum)) < 1e-5 ? ", which is 0 but for rounding" : ""}: what the right token gains, the others lose. `,
-    `w = ${fmt(position.weight)} is this target's part of the step.`);
+    `w = ${fmt(position.weight)} is this token's weight in the step's mean.`);
 }
 
 function drawHeadRows(body, position, data) {
@@ -177,7 +184,7 @@ function drawHeadRows(body, position, data) {
   const array = (name) => name && unpacked(data.arrays[name]);
   if (head.unknown) note(body, `The head's formula is not known: ${head.unknown}.`);
   if (!head.trained) note(body, "The head is frozen: its rows get no update. What matters here is what flows back into the model.");
-  if (head.tied) note(body, "The head and the input embeddings are one weight: what the input side adds is listed beside.");
+  if (head.tied) note(body, "The head and the input embeddings are one weight: what the input side adds stands in the table of the whole step.");
   if (head.softcap) note(body, `Logits are soft-capped at ${fmt(head.softcap)}; the error below is that of W h, before the cap.`);
   const hidden = array(position.hidden);
   if (hidden) {
@@ -217,11 +224,11 @@ function rowsTable(body, rows, caption) {
 }
 
 function drawHeadOfStep(body, head) {
-  rowsTable(body, head.rows, "The same rows, for the whole step");
+  rowsTable(body, head.rows, "Rows of the step's tokens and of the watched ones, for the whole step");
   rowsTable(body, head.top_rows, "The ten rows of the largest gradient");
   if (head.norms) {
     drawHistogram(body, { edges: head.norms.edges, series: [{ name: "rows", colour: "before", counts: head.norms.counts }] },
-      { label: "Norms of all rows' gradients", axis: "norm of a row's gradient", tick: tenTo, log: true });
+      { label: "How many rows have a gradient of which norm", axis: "norm of a row's gradient", tick: tenTo, log: true });
     if (head.norms.zeros) note(body, `${fmt(head.norms.zeros)} rows have a gradient of exactly 0.`);
   }
 }
@@ -237,7 +244,7 @@ function drawAfter(body, position) {
   }
   const parts = position.candidates.some((c) => c.p_head !== null);
   tiles(body, [
-    ["p of the target", arrow(Math.exp(-num(position.loss_before)), Math.exp(-num(position.loss_after)), pct)],
+    ["probability of the target", arrow(Math.exp(-num(position.loss_before)), Math.exp(-num(position.loss_after)), pct)],
     ["its rank", arrow(position.rank_before, position.rank_after, fmt)],
     ["moved by", `${fmt(position.kl)} nats`, "KL(before ‖ after) of the whole prediction"],
   ]);
@@ -251,7 +258,8 @@ function drawAfter(body, position) {
     series: parts
       ? [{ name: "head alone", colour: "sky" }, { name: "body alone", colour: "purple" }, { name: "both: the update", colour: "after" }]
       : [{ name: "change", colour: "after" }],
-  }, { label: "Change of the probability: new head on the old hidden state, old head on the new, both", unit: (x) => (x > 0 ? "+" : "") + pct(x), head: "token" });
+  }, { label: "Change of the probability, in percentage points", unit: points, head: "token" });
+  if (parts) note(body, "Head alone: the new head on the old hidden state. Body alone: the old head on the new hidden state.");
 }
 
 function drawWatched(body, slide) {
@@ -260,5 +268,5 @@ function drawWatched(body, slide) {
   drawBars(body, {
     items: slide.watched.map((w) => ({ label: w.text, values: after ? [w.p_before, w.p_after] : [w.p_before], note: w.tokens.map(shown).join(" · ") })),
     series: [{ name: "p before", colour: "before" }, { name: "p after", colour: "after" }].slice(0, after ? 2 : 1),
-  }, { label: "Whole answers that are watched: product over their tokens", unit: pct, logarithmic: true, head: "answer" });
+  }, { label: "Probability of each watched answer: the product over its tokens", unit: pct, logarithmic: true, head: "answer" });
 }

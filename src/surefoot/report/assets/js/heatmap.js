@@ -22,13 +22,13 @@ function drawHeatmap(host, data, options) {
     g.font = FONT;
     const words = y.map((text) => (typeof text === "number" ? fmt(text, 3) : text));
     box.left = Math.ceil(12 + Math.min(width * 0.3, Math.max(...words.map((text) => g.measureText(text).width))));
-    const [least, most] = extent(z.flat().map(num).filter((v) => !log || v > 0));
-    box.right = 40 + Math.ceil(Math.max(...[least, most, (least + most) / 2, Math.sqrt(Math.abs(least * most))].map((v) => g.measureText(unit(v)).width)));
-    inner = Math.max(20, Math.floor(width - box.left - box.right));
-    tall = height - box.top - box.bottom;
     const shownCells = z.map((line) => line.slice(from, to)).flat().map((v) => value(num(v)));
     let [low, high] = extent(shownCells);
     if (!(high > low)) [low, high] = [Number.isFinite(low) ? low - 0.5 : 0, Number.isFinite(low) ? low + 0.5 : 1];
+    const back = (t) => unit(log && canLog ? 10 ** t : t);
+    box.right = 42 + Math.ceil(Math.max(...marks(low, high).map((t) => g.measureText(back(t)).width)));
+    inner = Math.max(20, Math.floor(width - box.left - box.right));
+    tall = height - box.top - box.bottom;
     const count = to - from;
     for (let r = 0; r < y.length; r++) {
       const a = box.top + Math.round((r * tall) / y.length);
@@ -59,12 +59,19 @@ function drawHeatmap(host, data, options) {
     }
     g.textAlign = "left";
     g.fillStyle = soft;
-    const back = (t) => unit(log && canLog ? 10 ** t : t);
-    for (let i = 0; i <= 3; i++) {
-      g.fillText(back(high - ((high - low) * i) / 3), width - box.right + 29, box.top + 6 + ((tall - 12) * i) / 3);
+    for (const mark of marks(low, high)) {
+      const at = box.top + tall * (1 - (mark - low) / (high - low));
+      g.fillRect(width - box.right + 24, Math.round(at), 4, 1);
+      g.fillText(back(mark), width - box.right + 32, Math.max(box.top + 6, Math.min(at, box.top + tall - 6)));
     }
     if (options.contours) contours(g, low, high);
     if (options.path) path(g, ink);
+  };
+  /** Marks of the colour scale: powers of ten where there are enough of them, else round steps. */
+  const marks = (low, high) => {
+    const tens = ticks(low, high, 5).filter(Number.isInteger);
+    if (!(log && canLog)) return ticks(low, high, 4);
+    return tens.length > 1 ? tens : ticks(10 ** low, 10 ** high, 4).filter((v) => v > 0).map(Math.log10);
   };
   const px = (c) => box.left + ((c + 0.5 - from) * inner) / (to - from);
   const py = (r) => box.top + ((r + 0.5) * tall) / y.length;
@@ -147,7 +154,7 @@ function drawHeatmap(host, data, options) {
   };
   if (options.contours) delete spec.zoom;
   let figure = null;
-  if (canLog && !options.contours) spec.tools.push(toggle("log scale", log, (on) => { log = on; figure.draw(); }));
+  if (canLog && !options.contours) spec.tools.push(toggle("Log scale", log, (on) => { log = on; figure.draw(); }));
   figure = mountCanvas(host, spec);
   return figure;
 }

@@ -99,7 +99,7 @@ function drawHistogram(host, data, options) {
     }),
   };
   let figure = null;
-  if (!below) spec.tools.push(toggle("log counts", log, (on) => { log = on; figure.draw(); }));
+  if (!below) spec.tools.push(toggle("Log counts", log, (on) => { log = on; figure.draw(); }));
   figure = mountCanvas(host, spec);
   return figure;
 }

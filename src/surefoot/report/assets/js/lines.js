@@ -16,7 +16,7 @@ function drawLines(host, data, options) {
   }));
   const figure = frame(host, {
     label: options.label,
-    tools: options.logarithmic === false ? [] : [toggle("log scale", log, (pressed) => { log = pressed; build(); })],
+    tools: options.logarithmic === false ? [] : [toggle("Log scale", log, (pressed) => { log = pressed; build(); })],
     table: () => ({
       caption: options.label,
       head: [options.axis, ...series.map((s) => s.name)],
@@ -85,11 +85,13 @@ function drawLines(host, data, options) {
     }, [x, ...values()], figure.box);
     const canvas = plot.root.querySelector("canvas");
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${options.label}. The same numbers are in the table that follows.`);
+    canvas.setAttribute("aria-label", `${options.label}. The button Numbers shows the same as a table.`);
     plot.root.setAttribute("tabindex", "0");
+    plot.root.setAttribute("role", "group");
+    plot.root.setAttribute("aria-label", `${options.label}. Left and right arrow keys read the values.`);
     plot.root.addEventListener("mouseleave", () => tell(figure, null));
     plot.root.addEventListener("keydown", (event) => {
-      const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const move = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
       if (!move) return;
       event.preventDefault();
       const now = plot.cursor.idx ?? -1;

@@ -12,14 +12,14 @@ function drawRun(host, run) {
   const alerts = run.events.filter((e) => e.type === "alert");
   tiles(top, [
     ["steps", `${fmt(last ?? 0)}${run.config.total_steps ? ` of ${fmt(run.config.total_steps)}` : ""}`, ends.length ? ends[ends.length - 1].text : "no end recorded: still training, or stopped"],
-    losses.length > 0 && ["loss", `${fmt(losses[0])} → ${fmt(losses[losses.length - 1])}`, "first and last step"],
+    losses.length > 0 && ["training loss", arrow(losses[0], losses[losses.length - 1], (x) => fmt(x)), "first and last step"],
     run.evals.length > 0 && evalTile(run.evals[0]),
     ["slides", fmt(run.slides)],
     ["alerts", fmt(alerts.length)],
   ]);
   if (alerts.length) {
     top.append(el("div", { class: "callout alert" }, el("strong", {}, "Alerts"),
-      el("ul", {}, alerts.slice(-8).map((e) => el("li", {}, `Step ${e.step}: ${e.text}`)))));
+      el("ul", {}, alerts.slice(-8).map((e) => el("li", {}, `Step ${fmt(e.step)}: ${capital(e.text)}`)))));
   }
   if (run.problems.length) {
     top.append(el("div", { class: "callout" }, el("strong", {}, "What could not be read"),
@@ -27,20 +27,22 @@ function drawRun(host, run) {
   }
   if (losses.length) drawCurves(host, run);
   drawWatches(host, run);
+  if (steps.step.length) drawStep(host, run);
   drawLayers(host, run);
   drawWorst(host, run);
   drawLedger(host, run);
+  drawSettings(host, run);
   drawEvents(host, run);
 }
 
 function evalTile(series) {
   const [key, values] = Object.entries(series.metrics).find(([k]) => k.endsWith("_loss")) || Object.entries(series.metrics)[0] || [];
-  return values && [key.replaceAll("_", " "), `${fmt(values[0])} → ${fmt(values[values.length - 1])}`, "first and last evaluation"];
+  return values && [key.replaceAll("_", " "), arrow(values[0], values[values.length - 1], (x) => fmt(x)), "first and last evaluation"];
 }
 
 function drawCurves(host, run) {
   const { steps } = run;
-  const body = panel(host, "curves", "Loss", "Mean −log p of the tokens the model should have said: before each update on the rows it then learned from, and on rows it never learns from.");
+  const body = panel(host, "curves", "Loss", "Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them, and on held-out rows it never learns from.");
   const curves = [{ name: "training", colour: "before", x: steps.step, values: steps.loss, wide: 1.5 }];
   const hues = ["after", "target", "purple"];
   for (const series of run.evals) {
@@ -49,16 +51,25 @@ function drawCurves(host, run) {
     }
   }
   const lossAt = new Map(steps.step.map((step, i) => [step, steps.loss[i]]));
-  for (const [type, hue] of [["slide", "target"], ["alert", "other"]]) {
+  for (const [type, hue, name] of [["slide", "target", "opened: a slide"], ["alert", "other", "alert"]]) {
     const marked = [...new Set(run.events.filter((e) => e.type === type).map((e) => e.step))].filter((step) => lossAt.has(step));
-    if (marked.length) curves.push({ name: type, colour: hue, x: marked, values: marked.map((step) => lossAt.get(step)), points: "only" });
+    if (marked.length) curves.push({ name, colour: hue, x: marked, values: marked.map((step) => lossAt.get(step)), points: "only" });
   }
-  drawLines(body, aligned(curves), { label: "Loss by step", axis: "step", height: 300 });
+  drawLines(body, aligned(curves), { label: "Loss by step, nats a token", axis: "step", height: 300 });
   if (steps.of > steps.step.length) note(body, `${fmt(steps.step.length)} of ${fmt(steps.of)} steps are drawn: of every stretch those of the lowest and the highest loss.`);
   const others = run.evals.flatMap((s) => Object.entries(s.metrics).filter(([key]) => !key.endsWith("_loss")).map(([key, values]) => ({ name: key.replaceAll("_", " "), x: s.step, values, points: true })));
   const shares = others.filter((c) => c.values.every((v) => !(num(v) > 1.0001)));
   if (steps.token_accuracy) shares.unshift({ name: "training token accuracy", x: steps.step, values: steps.token_accuracy });
-  if (shares.length) drawLines(body, aligned(hued(shares)), { label: "Shares: accuracy and the like", axis: "step", unit: pct });
+  if (shares.length) {
+    const tokens = shares.every((c) => c.name.endsWith("token accuracy"));
+    const label = tokens ? "Token accuracy: how often the likeliest token was the right one" : shares.length === 1 ? capital(shares[0].name) : "Accuracy and other shares";
+    const names = tokens ? shares.map((c) => ({ ...c, name: c.name.replace(" token accuracy", "") })) : shares;
+    drawLines(body, aligned(hued(names)), { label, axis: "step", unit: pct, logarithmic: false });
+  }
+}
+
+function drawStep(host, run) {
+  const { steps } = run;
   const inner = panel(host, "training", "The step", "How large each gradient was, how much of it was kept, how far the optimizer was told to go, and how fast it went.");
   const grid = el("div", { class: "pair" });
   inner.append(grid);
@@ -66,9 +77,10 @@ function drawCurves(host, run) {
     drawLines(grid, { x: steps.step, series: [{ name: label, colour: colourName, values: steps[key] }] }, { label, axis: "step", height: 190, ...options });
   one("grad_norm", "Gradient norm, before clipping", "before", { log: true });
   one("clip_factor", "Clip factor: 1 is not clipped", "after", { logarithmic: false });
-  one("learning_rate", "Learning rate", "target");
-  one("tokens_per_second", "Tokens per second", "purple");
-  one("entropy", "Entropy of the predictions, nats", "sky");
+  one("learning_rate", "Learning rate", "target", { logarithmic: false });
+  one("entropy", "Entropy of predictions, nats", "sky");
+  one("tokens_per_second", "Tokens per second", "purple", { logarithmic: false });
+  one("supervised", "Supervised tokens of each step", "other", { logarithmic: false });
 }
 
 function hued(curves) {
@@ -81,7 +93,7 @@ function drawWatches(host, run) {
   const body = panel(host, "watched", "Watched prompts", "How likely the model finds each answer, as training goes on: the right one should rise, the others fall.");
   for (const watch of run.watches) {
     drawLines(body, { x: watch.step, series: hued(Object.entries(watch.p).map(([name, values]) => ({ name, values, points: true }))) },
-      { label: watch.prompt, axis: "step", unit: pct });
+      { label: watch.prompt, axis: "step", unit: pct, height: 280 });
   }
 }
 
@@ -103,8 +115,8 @@ function drawLayers(host, run) {
 
 function drawWorst(host, run) {
   if (!run.worst.length) return;
-  const names = { where: "row", cost: "cost, nats", share: "share of all", first: "first visit", last: "last visit" };
-  const body = panel(host, "worst", "Worst rows", "The rows that cost most: wrong labels, odd formats and hard questions gather here. Read them.");
+  const names = { where: "row", cost: "cost, nats", share: "share of all", first: "first visit", last: "last visit", mean: "mean" };
+  const body = panel(host, "worst", "Worst rows", "The rows that cost most: wrong labels, odd formats and hard questions gather here. Read them. First visit, last visit and mean are losses, in nats a token.");
   for (const { title, remark, rows } of run.worst) {
     body.append(el("h3", {}, title));
     note(body, remark);
@@ -116,12 +128,14 @@ function drawWorst(host, run) {
   }
 }
 
+const SETS = { train: "Training data", eval: "Held-out data" };
+
 function drawLedger(host, run) {
   const sets = Object.entries(run.config.data || {}).filter(([, set]) => set && set.ledger);
   if (!sets.length) return;
   const body = panel(host, "ledger", "Data ledger", "What became of every row: kept, cut or dropped, and why. Nothing is lost without a word.");
   for (const [name, { ledger }] of sets) {
-    body.append(el("h3", {}, `${name}: ${ledger.source || ""}`), ledger.shape && el("p", { class: "remark" }, ledger.shape) || "");
+    body.append(el("h3", {}, `${SETS[name] || capital(name)}: ${ledger.source || ""}`), ledger.shape && el("p", { class: "remark" }, `Read as ${ledger.shape}`) || "");
     tiles(body, ["rows", "examples", "prompt_tokens", "supervised_tokens", "longest", "duplicates"]
       .filter((key) => ledger[key] !== undefined).map((key) => [key.replaceAll("_", " "), fmt(ledger[key])]));
     const rows = [];
@@ -132,9 +146,25 @@ function drawLedger(host, run) {
     }
     for (const [token, count] of Object.entries(ledger.turn_ends || {})) rows.push({ kind: "turns end with", reason: shown(token), count, where: "" });
     if (rows.length) {
-      drawTable(body, [{ key: "kind", label: "" }, { key: "reason", label: "what" }, { key: "count", label: "rows", number: true, text: (x) => fmt(x) }, { key: "where", label: "such as" }], rows, { caption: `Ledger of ${name}` });
+      drawTable(body, [{ key: "kind", label: "became", text: capital }, { key: "reason", label: "what" }, { key: "count", label: "rows", number: true, text: (x) => fmt(x) }, { key: "where", label: "such as" }], rows, { caption: `Ledger of ${name}`, stack: true });
     }
   }
+}
+
+/** What the run was told and what it ran on; settings that were left alone say nothing and are left out. */
+function drawSettings(host, run) {
+  const plain = (value) => (typeof value === "string" ? value : typeof value === "number" ? fmt(value) : JSON.stringify(value));
+  const first = ["learning_rate", "optim", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm", "seed"];
+  const order = ({ part, key }) => (part === "config" && first.includes(key) ? first.indexOf(key) : first.length);
+  const idle = (key) => key.startsWith("lora_") && !(run.config.config || {}).use_peft;
+  const empty = (value) => value === null || value === false || (typeof value === "object" && !Object.keys(value).length);
+  const rows = ["config", "model", "machine", "versions"].flatMap((part) => Object.entries(run.config[part] || {})
+    .filter(([key, value]) => !empty(value) && !idle(key)).map(([key, value]) => ({ part, key, value: plain(value) })))
+    .sort((a, b) => order(a) - order(b));
+  if (!rows.length) return;
+  const body = panel(host, "settings", "Settings", "What the run was told, and what it ran on. Options that are empty or off are left out.");
+  drawTable(body, [{ key: "key", label: "setting" }, { key: "value", label: "value" }, { key: "part", label: "part of", text: capital }], rows,
+    { caption: "Settings", first: 12, find: "Find a setting", stack: true });
 }
 
 function drawEvents(host, run) {
@@ -144,6 +174,6 @@ function drawEvents(host, run) {
     { key: "step", label: "step", number: true, text: (x) => fmt(x) },
     { key: "type", label: "what" },
     { key: "time", label: "when (UTC)", text: (t) => (t === null ? "" : new Date(t * 1000).toISOString().slice(0, 19).replace("T", "\u00a0")) },
-    { key: "text", label: "" },
-  ], run.events.map((e) => ({ ...e, strong: e.type === "alert" })), { caption: "Events", first: 15, find: "Find an event" });
+    { key: "text", label: "details", text: capital },
+  ], run.events.map((e) => ({ ...e, strong: e.type === "alert" })), { caption: "Events", first: 15, find: "Find an event", stack: true });
 }

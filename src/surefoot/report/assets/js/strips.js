@@ -1,5 +1,8 @@
 // Vectors as strips of colour: blue below zero, orange above, deeper by the square root of the size. A pixel that holds several entries shows the largest.
 
+/** Below this part of the largest entry of all rows, a row on the shared scale has no colour to speak of. */
+const FAINT = 1e-3;
+
 /**
  * data: {rows: [{label, strong, values: Float32Array, note}]}
  * options: label, shared (one scale for all rows; else each its own)
@@ -48,6 +51,11 @@ function drawStrips(host, data, options) {
         g.fillStyle = diverging(row.values[entry(row.values, c)] / unit, ends);
         g.fillRect(a, y, b - a, tall);
       }
+      if (shared && size[r] < largest * FAINT) {
+        g.fillStyle = colour("soft");
+        g.textAlign = "center";
+        g.fillText(clipped(g, "Too faint on the shared scale", inner - 8), left + inner / 2, y + tall / 2);
+      }
       g.strokeStyle = colour("line");
       g.strokeRect(left + 0.5, y + 0.5, inner - 1, tall - 1);
       if (right > 10 && row.note) {
@@ -66,7 +74,7 @@ function drawStrips(host, data, options) {
   const spec = {
     label: options.label,
     legend: [["low", "below zero"], ["high", "above zero"]],
-    tools: options.shared ? [toggle("each on its own scale", false, (on) => { shared = !on; figure.draw(); })] : [],
+    tools: options.shared ? [toggle("Each on its own scale", false, (on) => { shared = !on; figure.draw(); })] : [],
     inner: 1,
     height: () => rows.length * (tall + gap) + 18,
     paint,

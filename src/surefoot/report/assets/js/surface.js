@@ -81,7 +81,7 @@ function drawSurface(host, data, options) {
   };
   return mountCanvas(host, {
     label: options.label,
-    help: "Drag or use the arrow keys to turn it; the same numbers are in the table that follows.",
+    help: "Drag or use the arrow keys to turn it; the button Numbers shows the same as a table.",
     legend: options.legend || [],
     height: (width) => Math.round(Math.min(420, Math.max(260, width * 0.62))),
     paint,

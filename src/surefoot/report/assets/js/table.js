@@ -1,6 +1,9 @@
 // A table that sorts by a click on its head and shows a first part until asked for all.
 
-/** columns: [{key, label, text (value → text), number, title}]; options: caption, first, sort, find */
+/**
+ * columns: [{key, label, text (value → text), number, title}]
+ * options: caption, first, sort, find, stack (on a phone, cells below one another)
+ */
 function drawTable(host, columns, rows, options = {}) {
   let by = options.sort || null;
   let falling = options.falling !== false;
@@ -10,7 +13,7 @@ function drawTable(host, columns, rows, options = {}) {
   const body = el("tbody");
   const more = el("button", { type: "button", class: "tool more" });
   const heads = columns.map((column) => {
-    const button = el("button", { type: "button", title: column.title }, column.label);
+    const button = el("button", { type: "button", title: column.title }, capital(column.label));
     const head = el("th", { scope: "col", class: column.number ? "number" : "" }, button);
     button.addEventListener("click", () => {
       falling = by === column.key ? !falling : Boolean(column.number);
@@ -34,7 +37,7 @@ function drawTable(host, columns, rows, options = {}) {
     body.replaceChildren(...seen.map((row) => el("tr", { class: row.strong ? "strong" : "" },
       columns.map((column) => el("td", { class: column.number ? "number" : column.nowrap ? "nowrap" : "" },
         column.text ? column.text(row[column.key], row) : row[column.key])))));
-    more.textContent = all ? "Show fewer" : `Show all ${order.length}`;
+    more.textContent = all ? "Show fewer" : `Show all ${fmt(order.length)}`;
     more.hidden = order.length <= first;
   };
   more.addEventListener("click", () => {
@@ -48,7 +51,7 @@ function drawTable(host, columns, rows, options = {}) {
   host.append(el("div", { class: "tablebox" },
     find,
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.caption || "Table" },
-      el("table", { class: "data" },
+      el("table", { class: options.stack ? "data stack" : "data" },
         options.caption && el("caption", { class: "unseen" }, options.caption),
         el("thead", {}, el("tr", {}, heads)), body)),
     more));
