@@ -51,6 +51,8 @@ ORDER = [
     ["microscope.predict", "microscope.replay", "microscope.direction"],
     ["microscope.head", "microscope.batch", "microscope.extras", "microscope.mountain", "microscope.weights"],
     ["microscope.slide"],
+    ["microscope.headline"],
+    ["microscope.watchman"],
     ["microscope.opening"],
     ["microscope.run", "microscope.explain"],
     ["train.between"],

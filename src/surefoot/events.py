@@ -151,7 +151,8 @@ class AlertEvent(Event):
 
     type: ClassVar[str] = "alert"
     kind: str
-    """turn end, not finite, no target, high loss, lost updates, no gradient, or slide: found on an opened step."""
+    """turn end, not finite, no target, high loss, lost updates, no gradient; slide: found on an opened step, or it
+    could not be kept."""
     message: str
 
 
@@ -230,11 +231,31 @@ class RunFolder:
         with self.events_file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
 
-    def keep_events(self, size: int) -> None:
-        """Keep the first `size` bytes of the events, as they were when a checkpoint was saved."""
+    def go_back(self, step: int, events_size: int) -> None:
+        """Make the folder what it was when the checkpoint of `step` was saved: the first bytes of the events, and
+        the slides of the steps so far.
+
+        Raises UserError when there are later checkpoints: they, too, would be of another run.
+        """
+        if any(of > step for of, _ in _numbered(self.checkpoints)):
+            raise UserError(
+                f"resume_from_checkpoint: {self.path} has checkpoints after step {step}. Name another output_dir "
+                "to go on from that one, or delete the later ones"
+            )
+        for of, path in _numbered(self.slides):
+            if of > step:
+                shutil.rmtree(path, ignore_errors=True)
         if self.events_file.is_file():
-            os.truncate(self.events_file, size)
+            os.truncate(self.events_file, events_size)
 
     def events_size(self) -> int:
         """Bytes of the events so far."""
         return self.events_file.stat().st_size if self.events_file.is_file() else 0
+
+
+def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Checkpoints or slides of a folder, with their steps."""
+    for path in sorted(folder.glob("step-*")):
+        number = path.name.removeprefix("step-")
+        if number.isdecimal():
+            yield int(number), path

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from surefoot import UserError
+from surefoot.microscope.headline import alerts, headline
 from surefoot.microscope.lesson import OPTIMIZERS, lesson_options
-from surefoot.microscope.opening import alerts, headline
 from surefoot.microscope.slide import Slide
 from surefoot.report.notebook import explain
 from tests.report.sample_slide import sample

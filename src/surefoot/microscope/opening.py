@@ -27,6 +27,7 @@ from surefoot.microscope.capture import Capture
 from surefoot.microscope.extras import influence, noise_scales
 from surefoot.microscope.ground import Ground, NoMountain
 from surefoot.microscope.head import head_panel, shown_rows
+from surefoot.microscope.headline import alerts, headline
 from surefoot.microscope.panels import Backward, Mountain, WatchedText
 from surefoot.microscope.predict import Place, look, positions
 from surefoot.microscope.records import Recorder
@@ -88,7 +89,8 @@ class Opening:
         self._stack = ExitStack()
         self._change: Change | None = None
         self._watch: WeightsWatch | None = None
-        self._opening_seconds = 0.0
+        self.seconds = 0.0
+        """What looking at the step took so far, besides the step."""
         self._told, self._passes = told, 0
 
     # Before ------------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ class Opening:
         started = time.perf_counter()
         with torch.no_grad():
             self._before_update(found, rows_shown)
-        self._opening_seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
         self._advance()
         return found
 
@@ -151,6 +153,18 @@ class Opening:
 
         `recorder` is shown every tensor too, as in a step that is recorded but not opened.
         """
+        self.look_at_gradient(optimizers, recorder)
+        watch = self._watch
+        assert watch is not None
+        self._change = update(optimizers, max_grad_norm, watch if watch.refused is None else None)
+        self.seconds += watch.seconds
+        return self._change
+
+    def look_at_gradient(self, optimizers: Optimizers, recorder: Recorder | None = None) -> None:
+        """What there is to say of the gradient before any update; all that there is, where none may follow."""
+        if self._watch is not None:
+            return
+        started = time.perf_counter()
         ground = None
         if self.wish.mountain != "none":
             ground = self._stack.enter_context(Ground(self._scratch))
@@ -158,14 +172,10 @@ class Opening:
                 self.notes.append(
                     f"the mountain is without {drawn}; the step's own losses and slope are with it"
                 )
-        started = time.perf_counter()
         self._watch = WeightsWatch(
             self.network, optimizers, layer_names(self.network), self._look, ground, recorder, self._speller
         )
-        stepping = self._watch if self._watch.refused is None else None
-        self._change = update(optimizers, max_grad_norm, stepping)
-        self._opening_seconds += time.perf_counter() - started
-        return self._change
+        self.seconds += time.perf_counter() - started
 
     # After -------------------------------------------------------------------------------------------------
 
@@ -174,7 +184,8 @@ class Opening:
         started = time.perf_counter()
         with self._stack, restored(self.network), torch.no_grad():
             slide, arrays = self._developed(max_grad_norm)
-        seconds = {"opening": self._opening_seconds + time.perf_counter() - started}
+        self.seconds += time.perf_counter() - started
+        seconds = {"opening": self.seconds}
         return Opened(slide=slide.model_copy(update={"seconds": seconds}), arrays=arrays)
 
     def _developed(self, max_grad_norm: float) -> tuple[Slide, dict[str, np.ndarray]]:
@@ -290,52 +301,3 @@ class Opening:
         products = self.network.product_dtype
         name = str(products).removeprefix("torch.") if products is not None else " and ".join(types)
         return {"weights": " and ".join(types), "products": name}
-
-
-def alerts(slide: Slide) -> list[str]:
-    """What on a slide should not be."""
-    found = []
-    if slide.obtained is not None and slide.obtained > 0:
-        found.append(f"the loss of the step's own rows rose by {slide.obtained:.3g}: {_blame(slide)}")
-    for position in slide.positions:
-        if not abs(position.error_sum) <= 1e-3 * position.weight:
-            found.append(
-                f"the errors at target {position.index} of {position.where} add up to {position.error_sum:.3g}, "
-                "not to 0"
-            )
-    return found
-
-
-def headline(slide: Slide) -> str:
-    """ "Step 340: loss on this batch 1.83 → 1.71; the slope promised −0.14, the step gave −0.12; ..."."""
-    if slide.loss_after is None or slide.obtained is None:
-        return f"Step {slide.step:,}: loss on this batch {slide.loss_before:.4g}; there was no update"
-    said = f"Step {slide.step:,}: loss on this batch {slide.loss_before:.4g} → {slide.loss_after:.4g}"
-    if slide.promised is not None:
-        said += f"; the slope promised {_signed(slide.promised)}, the step gave {_signed(slide.obtained)}"
-    else:
-        said += f" ({_signed(slide.obtained)})"
-    if slide.weights is not None:
-        said += f"; {_percent(slide.weights.lost_share)} of the changed weights are the same in bf16"
-    return said
-
-
-def _blame(slide: Slide) -> str:
-    """Why a loss that should have fallen rose: where the slope promised less than bf16 can tell, that."""
-    rounded = "bfloat16" in slide.precision.values()
-    small = slide.promised is not None and slide.obtained is not None and -slide.promised < slide.obtained
-    return (
-        "the step was too long, or lost in bf16's rounding" if rounded and small else "the step was too long"
-    )
-
-
-def _percent(part: float) -> str:
-    """41 %, 99.76 %: not all and not none, where it is not."""
-    percent = 100 * part
-    if 0 < percent < 1 or 99 < percent < 100:
-        return f"{min(99.99, max(0.01, percent)):.2f} %"
-    return f"{percent:.0f} %"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3g}".replace("-", "−")

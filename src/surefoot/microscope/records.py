@@ -108,3 +108,15 @@ def numbers(
         lost_share=lost / max(1, asked),
     )
     return found, asked, lost
+
+
+@torch.no_grad()
+def square(tensor: torch.Tensor) -> float:
+    """Squared norm of a tensor's local part, added up piece by piece in float64."""
+    size = PIECE if tensor.device.type == "cpu" else WHOLE
+    exact = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for piece in tensor.flatten().split(size):
+        piece = piece.to(exact)
+        total += torch.dot(piece, piece)
+    return total.item()

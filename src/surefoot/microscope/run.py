@@ -10,39 +10,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from surefoot.config import SFTConfig
 from surefoot.data.rows import Example
-from surefoot.events import AlertEvent, Event, RunFolder, SlideEvent
+from surefoot.events import Event, RunFolder, SlideEvent
 from surefoot.microscope.independent import refusal
 from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
+from surefoot.microscope.watchman import Alert, Watchman, event_of, few
 from surefoot.model.network import Network
-from surefoot.train.distributed import add_up_numbers, rank
+from surefoot.train.distributed import add_up_numbers, local, rank
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers
 from surefoot.train.step import Change, Losses, NotFinite, divisor_of, losses, update
-
-REMEMBERED = 20
-"""Losses of earlier steps that a step's loss is compared with. For so many steps an alert that has opened one opens
-no other."""
-
-
-@dataclass
-class Alert:
-    """Something is wrong, or looks so."""
-
-    kind: str
-    message: str
-    opens: bool = True
-    """A step is opened for it."""
 
 
 class Microscope:
@@ -66,22 +51,16 @@ class Microscope:
         self._told = told
         self.seconds = 0.0
         """What looking at the last step took besides the step."""
-        self._recent: deque[float] = deque(maxlen=REMEMBERED)
-        self._opened_for: dict[str, int] = {}
-        self._because: str | None = None
+        self.watchman = Watchman(self.names)
         self._opening: Opening | None = None
         self._events: list[Event] = []
         self._independent = all(refusal(part) is None for part in optimizers.parts)
-        self._idle: set[str] = set()
-        self._moved = False
-        """An update with a learning rate above 0 has been recorded."""
+        self._ignored = False
+        """The file that asks for the next step is there, and cannot be taken away."""
 
     def resume(self) -> None:
-        """Remember the losses of the steps before."""
-        for event in self.run.events():
-            if event["type"] == "step":
-                self._recent.append(float(event["loss"]))
-                self._moved |= event["learning_rate"] > 0
+        """Remember the steps before."""
+        self.watchman.remember(self.run.events())
 
     def first_look(self, examples: Sequence[Example]) -> None:
         """Alerts about the data as a whole: examples that never teach to end a turn."""
@@ -91,36 +70,47 @@ class Microscope:
             *(ends if isinstance(ends, list | tuple) else [ends]),
             self.tokenizer.eos_token_id,
         ]
-        known = set(tokens) - {None}
-        if known and not any(known & set(e.completion_ids.tolist()) for e in examples):
-            names = ", ".join(repr(str(self.tokenizer.decode([token]))) for token in sorted(known))
-            said = f"no completion of the first {len(examples):,} examples has a token that ends a turn ({names}): "
-            self._alert(0, Alert("turn end", said + "the model will not learn to stop"))
+        known = {token: str(self.tokenizer.decode([token])) for token in sorted(set(tokens) - {None})}
+        taught = {int(token) for e in examples for token in e.completion_ids}
+        if (alert := self.watchman.of_data(known, taught, len(examples))) is not None:
+            self._alert(0, alert)
+
+    def unreachable(self, total_steps: int) -> list[str]:
+        """What to say of steps that are asked for and will not come."""
+        later = [step for step in self.args.slides if step > total_steps]
+        if not later:
+            return []
+        return [
+            f"slides: the run has {total_steps:,} steps, so {', '.join(map(str, later))} will not be opened"
+        ]
 
     # The step ----------------------------------------------------------------------------------------------
 
     def losses(self, examples: Sequence[Example], step: int, budget: int, seed: int) -> Losses:
         """Forward and backward passes of update number `step`, which is 1 at first."""
         self.seconds, self._opening = 0.0, None
-        because, self._because = self._asked(step) or self._because, None
-        if because is not None and divisor_of(examples) > 0:  # without a target there is nothing to see
-            found = self._watched_losses(examples, step, budget, seed, because)
-            if (alert := self._alarming(found)) is not None:
-                self._alert(step, alert)
-                self._because = None
-            self._recent.append(found.loss)
-            return found
-        found = losses(self.network, examples, budget, backprop=True, seed=seed)
-        alert = self._alarming(found)
-        self._recent.append(found.loss)
-        if alert is not None and self._alert(step, alert):
-            started = time.perf_counter()
-            self._because = None
-            self.optimizers.zero_grad()
-            again = self._watched_losses(examples, step, budget, seed, alert.message)
-            assert again.loss == found.loss or math.isnan(found.loss), "the same step gave another loss"
-            self.seconds += time.perf_counter() - started
-        return found
+        self._watch = partial(self._watched_losses, examples, step, budget, seed)
+        because = None
+        if divisor_of(examples) > 0:  # without a target there is nothing to see, and the wish waits
+            because = self._asked(step) or self.watchman.waiting
+            self.watchman.waiting = None
+        if because is not None:
+            self._found = self._watch(because)
+        else:
+            self._found = losses(self.network, examples, budget, backprop=True, seed=seed)
+        alert = self.watchman.of_losses(self._found)
+        if alert is not None and self._alert(step, alert) and self._opening is None:
+            self._once_more(alert)
+        return self._found
+
+    def _once_more(self, alert: Alert) -> None:
+        """The step's passes again, to the same bits, and watched."""
+        started = time.perf_counter()
+        self.optimizers.zero_grad()
+        again = self._watch(alert.message)
+        assert again.loss == self._found.loss or math.isnan(again.loss), "the same step gave another loss"
+        assert self._opening is not None
+        self.seconds += time.perf_counter() - started - self._opening.seconds
 
     def _watched_losses(
         self, examples: Sequence[Example], step: int, budget: int, seed: int, because: str
@@ -152,20 +142,40 @@ class Microscope:
         """Clip and step. Raises NotFinite before anything is changed; the slide is there all the same."""
         limit = self.args.max_grad_norm
         recorder = Recorder() if self._independent and self._due(step) else None
-        if self._opening is None:
-            change = update(self.optimizers, limit, recorder)
-            self.seconds += recorder.seconds if recorder is not None else 0.0
-        else:
-            try:
+        try:
+            if not math.isfinite(self._found.loss):
+                raise NotFinite(f"the loss is {self._found.loss}")
+            if self._opening is None:
+                change = update(self.optimizers, limit, recorder)
+                self.seconds += recorder.seconds if recorder is not None else 0.0
+            else:
                 change = self._opening.update(self.optimizers, limit, recorder)
-            except NotFinite:
-                self._write(self._opening, step)
-                raise
+        except NotFinite as error:
+            self._refused(error, step)
+            raise
         if recorder is not None:
-            self._records(recorder, change, step)
+            self._events.append(recorder.event(step, self.names))
+            for alert in self.watchman.of_tensors(recorder, change):
+                self._alert(step, alert)
+        self.watchman.moved |= change.learning_rate > 0
         if self._opening is not None:
             self._write(self._opening, step)
         return change
+
+    def _refused(self, error: NotFinite, step: int) -> None:
+        """The slide of a step that has no update, because its loss or gradient is not finite."""
+        if math.isfinite(self._found.loss):
+            named = [(turn.name, local(turn.gradient)) for turn in self.optimizers.turns()]
+            odd = [name for name, gradient in named if not bool(gradient.isfinite().all())]
+            rows = [one.where for one in self._found.examples]
+            said = f"{error}, in {len(odd):,} of {len(named):,} tensors: {few(odd, 3)}; rows: {few(rows)}"
+            alert = Alert("not finite", said)
+            self._alert(step, alert)
+            if self._opening is None:
+                self._once_more(alert)
+        assert self._opening is not None
+        self._opening.look_at_gradient(self.optimizers)
+        self._write(self._opening, step)
 
     # What is told --------------------------------------------------------------------------------------------
 
@@ -178,83 +188,60 @@ class Microscope:
     def _asked(self, step: int) -> str | None:
         """Why the user wants this step opened, if so."""
         args = self.args
-        first = rank() == 0
-        if add_up_numbers([first and self.run.asked_file.exists()])[0]:  # all ranks open the same steps
-            if first:
-                self.run.asked_file.unlink(missing_ok=True)
+        if add_up_numbers([rank() == 0 and self._wished(step)])[0]:  # all ranks open the same steps
             return f"asked for with {self.run.asked_file.name}"
         if step in args.slides or (args.slide_every is not None and step % args.slide_every == 0):
             return "asked for"
         return None
 
-    def _alarming(self, found: Losses) -> Alert | None:
-        """What of a step's loss is alarming before the update."""
-        if not math.isfinite(found.loss):
-            costly = [one.where for one in found.examples if not math.isfinite(one.loss)]
-            return Alert("not finite", f"the loss is {found.loss}; rows: {', '.join(costly[:5])}")
-        if found.supervised == 0:
-            return Alert(
-                "no target", "no token of this step is supervised; there is nothing to learn", opens=False
-            )
-        if len(self._recent) == REMEMBERED and found.loss > 2 * median(self._recent) > 0:
-            usual = median(self._recent)
-            return Alert(
-                "high loss",
-                f"the loss, {found.loss:.4g}, is over twice the median of the last 20, {usual:.4g}",
-            )
-        return None
+    def _wished(self, step: int) -> bool:
+        """Whether the file is there that asks for this step; it is taken away, so that it asks for no other."""
+        file = self.run.asked_file
+        if not file.exists():
+            self._ignored = False
+        elif not self._ignored:
+            try:
+                file.rmdir() if file.is_dir() else file.unlink()
+            except OSError as error:
+                self._ignored = True
+                said = f"{file} opens this step, but no other: it cannot be taken away ({error.strerror}). To ask"
+                self._alert(step, Alert("slide", f"{said} again, delete it yourself first", opens=False))
+            return True
+        return False
 
     def _alert(self, step: int, alert: Alert) -> bool:
         """Put an alert among the events; true if a step should be opened for it."""
-        self._events.append(AlertEvent(step=step, kind=alert.kind, message=alert.message))
-        last = self._opened_for.get(alert.kind)
-        if not alert.opens or (last is not None and step - last < REMEMBERED):
-            return False
-        self._opened_for[alert.kind] = step
-        self._because = alert.message
-        return True
+        self._events.append(event_of(step, alert))
+        return self.watchman.said(step, alert)
 
     def _due(self, step: int) -> bool:
         """Whether the tensors of this step are recorded: every N, the first, and the first that moves."""
         every, rate = self.args.tensors_every, float(next(self.optimizers.groups())["lr"])
-        moves, self._moved = rate > 0 and not self._moved, self._moved or rate > 0
+        moves = rate > 0 and not self.watchman.moved
         return every > 0 and (moves or step == 1 or step % every == 0)
 
-    def _records(self, recorder: Recorder, change: Change, step: int) -> None:
-        self._events.append(recorder.event(step, self.names))
-        asked, lost = recorder.narrow
-        if change.learning_rate > 0 and lost > asked / 2:
-            self._alert(
-                step,
-                Alert(
-                    "lost updates",
-                    f"{lost / asked:.0%} of the updates were lost to rounding: the weights are bf16. "
-                    "precision=bf16 keeps them in fp32",
-                ),
-            )
-        # In a first step LoRA's A has no gradient, as its B is 0.
-        idle = {name for name, row in recorder.found.items() if row.zero_share == 1} if step > 1 else set()
-        if idle - self._idle:
-            more = f" and {len(idle) - 1:,} other tensors" if len(idle) > 1 else ""
-            self._alert(step, Alert("no gradient", f"the gradient of {min(idle)}{more} is exactly 0"))
-        self._idle = idle
-
     def _write(self, opening: Opening, step: int) -> None:
-        """Make the slide and keep it in the run folder."""
+        """Make the slide and keep it in the run folder. A disk that will not have it does not stop the run."""
         opened = opening.slide(self.args.max_grad_norm)
-        slide = opened.slide
+        started = time.perf_counter()
+        slide, path = opened.slide, self.run.slides / f"step-{step:08d}"
         for message in slide.alerts:
-            self._events.append(AlertEvent(step=step, kind="slide", message=message))
-        path = self.run.slides / f"step-{step:08d}"
-        if rank() == 0:  # all have made it, for each knows but its own weights
-            opened.save(path)
-        self.seconds += slide.seconds["opening"]
+            self._alert(step, Alert("slide", message, opens=False))
+        try:
+            if rank() == 0:  # all have made it, for each knows but its own weights
+                opened.save(path)
+        except OSError as error:
+            self.seconds += opening.seconds
+            said = f"the slide of this step could not be kept: {error}. The run goes on without it"
+            self._alert(step, Alert("slide", said, opens=False))
+            return
+        self.seconds += opening.seconds + time.perf_counter() - started
         self._events.append(
             SlideEvent(
                 step=step,
                 path=path.name,
                 because=slide.opened_because,
                 headline=slide.headline,
-                open_seconds=slide.seconds["opening"],
+                open_seconds=self.seconds,
             )
         )

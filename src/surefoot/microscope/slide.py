@@ -76,7 +76,7 @@ class Slide(Part):
     noise: list[NoiseScale] = Field(default_factory=list)
     influence: list[Influence] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
-    """`opening`: what recording all this took, the update itself among it."""
+    """`opening`: what recording all this took, besides the step."""
 
 
 class Opened(BaseModel):
@@ -88,17 +88,22 @@ class Opened(BaseModel):
     arrays: dict[str, np.ndarray]
 
     def save(self, folder: Path) -> Path:
-        """Write the slide as `folder`, whole or not at all; one that is there is replaced."""
+        """Write the slide as `folder`, whole or not at all; one that is there is replaced. Raises OSError."""
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        text = self.slide.model_dump_json(indent=1)
-        (partial / "slide.json").write_text(text + "\n", encoding="utf-8")
-        save_file(
-            {k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, partial / "arrays.safetensors"
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        try:
+            partial.mkdir(parents=True)
+            text = self.slide.model_dump_json(indent=1)
+            (partial / "slide.json").write_text(text + "\n", encoding="utf-8")
+            arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()}
+            save_file(arrays, partial / "arrays.safetensors")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(
+                f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}"
+            ) from None
         return folder
 
     @classmethod

@@ -6,6 +6,7 @@ its arithmetic is gone through again. So one tensor is all that is ever held twi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +22,7 @@ from surefoot.microscope.histogram import Counts
 from surefoot.microscope.independent import refusal
 from surefoot.microscope.panels import ChosenWeight, OptimizerRecord, TensorRecord, Weights
 from surefoot.microscope.predict import Look
-from surefoot.microscope.records import Recorder
+from surefoot.microscope.records import Recorder, square
 from surefoot.microscope.replay import Replay, Sums
 from surefoot.microscope.spell import Speller
 from surefoot.model.loss import Head
@@ -50,6 +51,8 @@ class WeightsWatch:
         """g·Δ over all weights so far, g not clipped."""
         self.chosen: list[ChosenWeight] = []
         self.notes: list[str] = []
+        self.seconds = 0.0
+        """What watching the updates took, besides the updates."""
         if self.refused is not None:
             self.notes.append(f"what the optimizer did to the weights is not recorded: {self.refused}")
         self._optimizers, self._layer_of, self._recorder = optimizers, layer_of, recorder
@@ -68,10 +71,13 @@ class WeightsWatch:
         self._picks = self._pick(turns, look, speller)
 
     def __call__(self, turn: Turn, change: Change) -> None:
+        started = time.perf_counter()
         old, gradient = local(turn.weight).clone(), turn.gradient
         if self.ground is not None:
             self._keep("keep_before", turn)
+        looked = time.perf_counter()
         turn.step()
+        stepped = time.perf_counter()
         if self.ground is not None:
             self._keep("keep_after", turn)
         if turn.weight is self._head:
@@ -81,6 +87,7 @@ class WeightsWatch:
         self._record(turn, change, old)
         if self._recorder is not None:
             self._recorder.add(turn, change, old, gradient)
+        self.seconds += time.perf_counter() - stepped + looked - started
 
     def _keep(self, which: str, turn: Turn) -> None:
         assert self.ground is not None
@@ -242,13 +249,9 @@ def _before(turn: Turn, layer: str) -> TensorRecord:
     """What there is to say of a tensor before its update."""
     assert turn.weight.grad is not None
     gradient, weight = local(turn.weight.grad), local(turn.weight)
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    # Not torch's own norm: in one go over 28 million float32 entries, it was off by 0.2 % on a CPU.
     sums = add_up_numbers(
-        [
-            torch.linalg.vector_norm(gradient, dtype=exact).item() ** 2,
-            torch.linalg.vector_norm(weight, dtype=exact).item() ** 2,
-            gradient.numel() - int(torch.count_nonzero(gradient)),
-        ]
+        [square(gradient), square(weight), gradient.numel() - int(torch.count_nonzero(gradient))]
     )
     return TensorRecord(
         name=turn.name,

@@ -113,7 +113,7 @@ class Between:
             )
         self.progress = checkpoint.load(path, self.network.model, self.optimizers)
         if path.resolve().parent == self.run.checkpoints.resolve():
-            self.run.keep_events(self.progress.events_size)
+            self.run.go_back(self.progress.step, self.progress.events_size)
             self.microscope.resume()
         else:
             self.run.claim(self.args.overwrite_output_dir)

@@ -56,6 +56,7 @@ class Optimizers:
     def __init__(self, parts: list[Optimizer], named: Named) -> None:
         self.parts = parts
         self.names = {id(parameter): name for name, parameter in named}
+        self._weights = [parameter for _, parameter in named]
         for group in self.groups():
             group.setdefault("initial_lr", group["lr"])
 
@@ -83,8 +84,11 @@ class Optimizers:
             part.step()
 
     def zero_grad(self) -> None:
+        """Of every weight that gets a gradient, also of those that an optimizer of the user's own leaves out."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        for weight in self._weights:
+            weight.grad = None
 
     def state_bytes(self) -> int:
         """Bytes of the state that there will be once every weight has had an update."""

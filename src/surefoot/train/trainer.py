@@ -227,7 +227,10 @@ class SFTTrainer:
                 total_steps=total_steps,
                 steps_per_epoch=sampler.steps_per_epoch,
                 resumed=bool(resume),
-                notes=[self.verdict.line, *self.verdict.refused, *plan.reasons],
+                notes=[
+                    *(self.verdict.line, *self.verdict.refused, *plan.reasons),
+                    *between.microscope.unreachable(total_steps),
+                ],
             )
         )
         return between
