@@ -1,6 +1,8 @@
 """Pictures of reports for the docs, light and dark, with Chromium (needs playwright).
 
-python docs/screens.py RUN     pictures of a run's report: docs/report-{light,dark}.png
+python docs/screens.py RUN         a run's report, from its beginning: docs/report-{light,dark}.png
+python docs/screens.py PAGE.html   the landscape of a page that `surefoot explain … --slide_mountain surface --html`
+                                   wrote: docs/surface-{light,dark}.png
 """
 
 from __future__ import annotations
@@ -35,13 +37,16 @@ def shoot(page: Path, parts: Mapping[str, str | None], height: int = 1180) -> No
 
 
 def main() -> None:
-    """The report of a run."""
+    """The report of a run, or the landscape of a page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", help="a run folder with slides")
+    parser.add_argument("what", type=Path, help="a run folder with slides, or a page with a surface")
     args = parser.parse_args()
+    if args.what.suffix == ".html":
+        shoot(args.what, {"surface": "#landscape"})
+        return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.html"
-        assert surefoot(["report", args.run, "-o", str(file)]) == 0
+        assert surefoot(["report", str(args.what), "-o", str(file)]) == 0
         shoot(file, {"report": None}, height=1800)
 
 

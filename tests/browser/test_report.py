@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from surefoot.microscope.slide import Opened
 from surefoot.report.page import render
-from surefoot.report.runs import load_slides, read_run
+from surefoot.report.runs import read_run
 from tests.report import samples
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    from tests.browser.conftest import Open
+
 COLOURS = """canvases => canvases.map(canvas => {
   const copy = document.createElement("canvas");
   [copy.width, copy.height] = [canvas.width, canvas.height];
@@ -32,60 +30,6 @@ COLOURS = """canvases => canvases.map(canvas => {
 })"""
 """How many colours each canvas has."""
 PIXELS = 'canvases => canvases.map(canvas => canvas.toDataURL().length + ":" + canvas.toDataURL().slice(-400, -40))'
-
-Open = Callable[..., "Page"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Opens a page's text from disk. At the end: nothing but that file was asked for, and nothing went wrong."""
-    asked: list[str] = []
-    wrong: list[str] = []
-    contexts = []
-
-    def opened(text: str, *, scheme: Any = "light", width: int = 1280) -> Page:
-        file = tmp_path / "report.html"
-        file.write_text(text, encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        context.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(file.as_uri())
-        page.wait_for_selector("#page .panel")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
-    assert asked and all(url == (tmp_path / "report.html").as_uri() for url in asked)
-
-
-@pytest.fixture(scope="module")
-def slide() -> Opened:
-    return samples.full()
-
-
-@pytest.fixture(scope="module")
-def run_page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = samples.run_folder(tmp_path_factory.mktemp("runs") / "caps")
-    run = read_run(samples.with_slides(folder, samples.full(100), samples.full(120)))
-    return render(load_slides(run)[0], run)
 
 
 def figure(page: Page, label: str) -> Locator:
@@ -253,10 +197,75 @@ def test_the_position_that_the_slide_looks_at_comes_first(show: Open, slide: Ope
 
 def test_the_slides_of_a_run_can_be_chosen(show: Open, run_page: str) -> None:
     page = show(run_page)
+    page.get_by_role("button", name="Next slide").click()
+    assert page.locator("#which").input_value() == "1"
+    page.get_by_role("button", name="Previous slide").click()
+    assert "step 100" in page.locator("#headline .eyebrow").inner_text()
     page.locator("#which").select_option("1")
     assert "step 120" in page.locator("#headline .eyebrow").inner_text()
     heat = numbers(page, "Gradient norm, layer × step")
     assert [row[0] for row in heat][:2] == ["model.embed_tokens", "model.layers.0"]
+
+
+def test_numbers_are_written_the_same_way_everywhere(show: Open, slide: Opened, run_page: str) -> None:
+    weights = slide.slide.weights
+    assert weights is not None
+    tile = (
+        show(render([slide]))
+        .locator("#weights dl > div", has_text=re.compile("^Weights"))
+        .locator("dd")
+        .first
+    )
+    assert tile.inner_text() == f"{weights.count:,}"
+    position = slide.slide.positions[0]
+    tiny = position.model_copy(
+        update={
+            "candidates": [
+                c.model_copy(update={"p_before": p, "p_after": 1.0})
+                for c, p in zip(position.candidates, (0.99994, 0.25, 4.2e-7), strict=False)
+            ]
+        }
+    )
+    page = show(
+        render([Opened(slide=slide.slide.model_copy(update={"positions": [tiny]}), arrays=slide.arrays)])
+    )
+    cells = page.locator("#prediction table.data tbody td:nth-child(3)").all_inner_texts()
+    assert cells == ["> 99.99 %", "25 %", "4.2·10⁻⁵ %"]
+    page = show(run_page)
+    assert page.locator("#curves figcaption").all_inner_texts() == [
+        "Loss by step, nats a token",
+        "Token accuracy: how often the likeliest token was the right one",
+    ]
+    assert figure(page, "Token accuracy").locator(".legend button").all_inner_texts() == ["training", "eval"]
+    assert page.locator("h1").count() == 1
+    for text in page.locator("table.data th button, dl dt, .caption, .note").all_inner_texts():
+        assert not re.match(r"[a-z]{2,}[ ,]", text), text
+
+
+def test_tables_of_numbers_are_made_when_asked_for(show: Open, slide: Opened) -> None:
+    page = show(render([slide]))
+    assert page.locator(".numbers td").count() == 0
+    reveal = page.get_by_role("button", name="Numbers of: The hidden state h")
+    reveal.focus()
+    page.keyboard.press("Enter")
+    table = page.get_by_role("region", name="Numbers of: The hidden state h")
+    assert table.locator("tbody tr").count() == len(slide.arrays[slide.slide.positions[0].hidden or ""])
+    page.keyboard.press("Enter")
+    assert page.locator(".numbers td").count() == 0
+
+
+def test_what_pushed_a_prediction_follows_the_position(show: Open, slide: Opened) -> None:
+    first = slide.slide.influence[0]
+    other = first.model_copy(update={"position": 1, "examples": [("elsewhere.jsonl:7", 0.25)]})
+    both = slide.slide.model_copy(update={"influence": [first, other]})
+    page = show(render([Opened(slide=both, arrays=slide.arrays)]))
+    label = "Which rows pushed"
+    assert [row[0] for row in numbers(page, label)] == [where for where, _ in first.examples]
+    page.locator("#position").select_option("1")
+    assert numbers(page, label) == [["elsewhere.jsonl:7", "0.25"]]
+    page.locator("#influenced").select_option("0")
+    assert len(numbers(page, label)) == len(first.examples)
+    assert page.locator("#noise figure").count() == 1
 
 
 def test_no_text_of_a_row_runs(show: Open, tmp_path: Path) -> None:
@@ -284,6 +293,12 @@ def test_a_phone_and_a_printer_show_all(show: Open, run_page: str) -> None:
     page = show(run_page, width=390, scheme="dark")
     width = "document.documentElement.scrollWidth"
     assert page.evaluate(width) == 390
+    event = page.locator("#events tbody tr").first
+    assert event.evaluate("row => row.scrollWidth") <= 390
+    table = page.locator("#backward .scroll")
+    table.evaluate("box => { box.scrollLeft = 400 }")
+    name, around = table.locator("tbody td").first.bounding_box(), table.bounding_box()
+    assert name is not None and around is not None and abs(name["x"] - around["x"]) < 2
     before = page.locator("canvas").evaluate_all(PIXELS)
     page.emulate_media(media="print")
     for _ in range(60):  # wait_for_function would need eval, which the page forbids

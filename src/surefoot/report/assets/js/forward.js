@@ -184,7 +184,7 @@ function drawHeadRows(body, position, data) {
   const array = (name) => name && unpacked(data.arrays[name]);
   if (head.unknown) note(body, `The head's formula is not known: ${head.unknown}.`);
   if (!head.trained) note(body, "The head is frozen: its rows get no update. What matters here is what flows back into the model.");
-  if (head.tied) note(body, "The head and the input embeddings are one weight: what the input side adds stands in the table of the whole step.");
+  if (head.tied && head.trained) note(body, "The head and the input embeddings are one weight: what the input side adds stands in the table of the whole step.");
   if (head.softcap) note(body, `Logits are soft-capped at ${fmt(head.softcap)}; the error below is that of W h, before the cap.`);
   const hidden = array(position.hidden);
   if (hidden) {

@@ -84,6 +84,21 @@ function contents(main) {
   return el("ol", {}, links);
 }
 
+/** Marks in the contents which section is being read. */
+function follow(main, nav) {
+  const mark = () => {
+    const links = new Map([...nav.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
+    const above = [...main.querySelectorAll("section[id]")].filter((section) => section.getBoundingClientRect().top < 160);
+    const now = links.get((above[above.length - 1] || { id: "" }).id) || links.values().next().value;
+    for (const link of links.values()) {
+      if (link === now) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
+  mark();
+}
+
 function start() {
   const data = JSON.parse(document.getElementById("data").textContent);
   const nav = el("nav", { class: "contents", "aria-label": "Contents" });
@@ -103,11 +118,20 @@ function start() {
     nav.replaceChildren(contents(main));
   };
   if (data.slides.length > 1) {
-    const select = el("select", { id: "which", onchange: (event) => show(Number(event.target.value)) },
-      data.slides.map(({ slide }, i) => el("option", { value: String(i) }, `Step ${slide.step} · ${slide.opened_because}`)));
-    main.append(el("div", { class: "chooser slides" }, el("label", { for: "which" }, "Slide"), select));
+    let shown = 0;
+    const pick = (index) => {
+      shown = (index + data.slides.length) % data.slides.length;
+      select.value = String(shown);
+      show(shown);
+    };
+    const select = el("select", { id: "which", onchange: (event) => pick(Number(event.target.value)) },
+      data.slides.map(({ slide }, i) => el("option", { value: String(i) }, `Step ${fmt(slide.step)} · ${slide.opened_because}`)));
+    main.append(el("div", { class: "chooser slides" }, el("label", { for: "which" }, "Slide"),
+      el("button", { type: "button", class: "tool", "aria-label": "Previous slide", onclick: () => pick(shown - 1) }, "‹"), select,
+      el("button", { type: "button", class: "tool", "aria-label": "Next slide", onclick: () => pick(shown + 1) }, "›")));
   }
   main.append(host);
   if (data.slides.length) show(0);
   else nav.replaceChildren(contents(main));
+  follow(main, nav);
 }

@@ -42,12 +42,13 @@ function evalTile(series) {
 
 function drawCurves(host, run) {
   const { steps } = run;
-  const body = panel(host, "curves", "Loss", "Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them, and on held-out rows it never learns from.");
+  const held = run.evals.length ? ", and on held-out rows it never learns from" : "";
+  const body = panel(host, "curves", "Loss", `Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them${held}.`);
   const curves = [{ name: "training", colour: "before", x: steps.step, values: steps.loss, wide: 1.5 }];
   const hues = ["after", "target", "purple"];
   for (const series of run.evals) {
     for (const [key, values] of Object.entries(series.metrics)) {
-      if (key.endsWith("_loss")) curves.push({ name: key.replaceAll("_", " "), colour: hues[(curves.length - 1) % 3], x: series.step, values, points: true, wide: 2.25 });
+      if (key.endsWith("_loss")) curves.push({ name: key.slice(0, -"_loss".length).replaceAll("_", " "), colour: hues[(curves.length - 1) % 3], x: series.step, values, points: true, wide: 2.25 });
     }
   }
   const lossAt = new Map(steps.step.map((step, i) => [step, steps.loss[i]]));

@@ -1,5 +1,11 @@
 // A table that sorts by a click on its head and shows a first part until asked for all.
 
+/** A long name or path, which may break after its dots and slashes. */
+function breakable(value) {
+  const parts = typeof value === "string" ? value.split(/(?<=[./])(?=.)/) : [value];
+  return parts.length < 3 ? value : parts.flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+}
+
 /**
  * columns: [{key, label, text (value → text), number, title}]
  * options: caption, first, sort, find, stack (on a phone, cells below one another)
@@ -36,7 +42,7 @@ function drawTable(host, columns, rows, options = {}) {
     const seen = all ? order : order.slice(0, first);
     body.replaceChildren(...seen.map((row) => el("tr", { class: row.strong ? "strong" : "" },
       columns.map((column) => el("td", { class: column.number ? "number" : column.nowrap ? "nowrap" : "" },
-        column.text ? column.text(row[column.key], row) : row[column.key])))));
+        column.text ? column.text(row[column.key], row) : breakable(row[column.key]))))));
     more.textContent = all ? "Show fewer" : `Show all ${fmt(order.length)}`;
     more.hidden = order.length <= first;
   };

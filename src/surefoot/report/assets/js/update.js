@@ -145,7 +145,9 @@ function drawMountain(body, data) {
   const [from, to] = [near(along, 0), near(along, 1)];
   const path = Array.from({ length: to - from + 1 }, (_, i) => [from + i, row]);
   if (mountain.across_is) note(body, `Across is ${mountain.across_is}.`);
-  drawSurface(body, { x: along, y: mountain.across, z }, { label: "The same as a landscape: drag it, or use the arrow keys, to turn it", path, legend });
+  const landscape = el("div", { id: "landscape" });
+  body.append(landscape);
+  drawSurface(landscape, { x: along, y: mountain.across, z }, { label: "The same as a landscape: drag it, or use the arrow keys, to turn it", path, legend });
 }
 
 function drawNoise(body, slide, state) {
