@@ -46,6 +46,11 @@ def test_why_the_loss_rose() -> None:
     assert rose(-0.1, -0.1, "float32") == []
     assert rose(-0.004, 0.06, "float32")[0].endswith("rose by 0.06: the step was too long")
     assert rose(-0.004, 0.06, "bfloat16")[0].endswith("the step was too long, or lost in bf16's rounding")
+    # A logit of 8 is known to 0.03 in bf16, and so is the loss.
+    logits = max(c.logit_before for c in sample().slide.positions[0].candidates)
+    assert rose(-0.9 * logits / 256, 0.0001, "bfloat16")[0].endswith("or lost in bf16's rounding")
+    assert rose(-0.9 * logits / 256, 0.0001, "float32")[0].endswith("the step was too long")
+    assert rose(0.1, 0.2, "bfloat16")[0].endswith("not by this step's gradient")
     assert rose(-6.0, 0.06, "bfloat16")[0].endswith(
         "the step was too long"
     )  # far more than rounding was promised

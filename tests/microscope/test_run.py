@@ -416,7 +416,7 @@ def test_the_record_is_what_the_tensors_say(
         g, old = gradients[name].double(), before[name]
         new = net.get_parameter(name).detach()
         delta = (new.double() - old.double()).norm().item()
-        moved = (old != new) if precision == "fp32" else g != 0
+        moved = (old != new) | (g != 0)
         lost = moved & (old.bfloat16() == new.bfloat16())
         off = (
             1e-2 if precision == "pure-bf16" else 1e-4

@@ -14,7 +14,6 @@ from surefoot import SFTConfig, SFTTrainer, UserError
 from surefoot.data.dataset import Dataset
 from surefoot.data.rows import Example
 from surefoot.microscope import opening
-from surefoot.microscope import slide as slides_module
 from surefoot.microscope.records import square
 from surefoot.microscope.slide import Opened
 from surefoot.train.step import NotFinite
@@ -198,85 +197,6 @@ def test_a_run_does_not_go_on_from_before_its_later_checkpoints(tmp_path: Path) 
     trainer(tmp_path / "other", learning_rate=1e-3, **more).train(resume_from_checkpoint=earlier)
 
 
-# A disk that will not have it ------------------------------------------------------------------------------
-
-
-def test_a_slide_that_cannot_be_kept_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
-    plain = run_of(tmp_path / "plain")
-    one = trainer(tmp_path / "looked", slides=[2, 3])
-
-    def block() -> None:
-        one.run.slides.write_text("a file")
-
-    one.add_callback(At(1, block))
-    one.train()
-    for left, right in zip(plain.model.parameters(), one.model.parameters(), strict=True):
-        assert torch.equal(left, right)
-    assert events(one, "slide") == []
-    found = [(event["step"], event["kind"]) for event in events(one, "alert")]
-    assert found == [(2, "slide"), (3, "slide")]
-    for event in events(one, "alert"):
-        assert "could not be kept" in event["message"] and str(one.run.slides) in event["message"]
-
-
-def test_a_disk_that_is_full_leaves_no_half_of_a_slide(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    one = trainer(tmp_path, slides=[1], slide_mountain="none", max_steps=2)
-    monkeypatch.setattr(slides_module, "save_file", full)
-    one.train()
-    assert len(events(one, "step")) == 2
-    assert "No space left on device" in events(one, "alert")[0]["message"]
-    assert list(one.run.slides.iterdir()) == []
-
-
-def test_a_gradient_that_is_not_finite_is_said_though_its_slide_cannot_be_kept(tmp_path: Path) -> None:
-    net = tiny.model("llama", torch.float32)
-    net.model.layers[1].mlp.up_proj.weight.register_hook(lambda g: g * float("nan"))
-    one = trainer(tmp_path, net, slides=[1], slide_mountain="none")
-    one.run.path.mkdir()
-    one.run.slides.write_text("a file")
-    with pytest.raises(NotFinite, match="gradient's norm is nan"):
-        one.train()
-    assert {event["kind"] for event in events(one, "alert")} == {"not finite", "slide"}
-
-
-@pytest.mark.parametrize("what", ["folder", "locked"])
-def test_a_wish_that_cannot_be_taken_away_opens_one_step(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = tmp_path / "run" / "open-next-step"
-    if what == "folder":
-        make = lambda: (asked.mkdir(), (asked / "in-it").touch())  # noqa: E731
-    else:
-        make = asked.touch
-        real = Path.unlink
-
-        def unlink(self: Path, missing_ok: bool = False) -> None:
-            if self == asked:
-                raise PermissionError(13, "Permission denied")
-            real(self, missing_ok)
-
-        monkeypatch.setattr(Path, "unlink", unlink)
-    one = run_of(tmp_path, callbacks=[At(1, make)], slide_mountain="none")
-    assert opened(one) == [2]
-    (alert,) = events(one, "alert")
-    assert (alert["kind"], alert["step"]) == ("slide", 2)
-    assert "open-next-step" in alert["message"] and "delete" in alert["message"]
-
-
-def test_the_same_wish_may_be_made_again(tmp_path: Path) -> None:
-    asked = tmp_path / "run" / "open-next-step"
-    both = [
-        At(1, asked.mkdir),
-        At(3, asked.touch),
-    ]
-    assert opened(run_of(tmp_path, callbacks=both, slide_mountain="none")) == [2, 4]
-
-
 # Optimizers and models of one's own ------------------------------------------------------------------------
 
 
@@ -319,3 +239,18 @@ def test_a_step_without_a_learning_rate_is_not_said_to_have_changed_a_weight(tmp
     (event,) = events(one, "slide")
     assert event["headline"].endswith("the step gave +0; the learning rate was 0")
     assert alerts(one) == []
+
+
+def test_updates_too_small_for_a_float32_are_counted_among_those_that_bf16_does_not_show(
+    tmp_path: Path,
+) -> None:
+    one = run_of(
+        tmp_path, optim="sgd", learning_rate=1e-9, lr_scheduler_type="constant", slides=[1], max_steps=1,
+        slide_mountain="none",
+    )  # fmt: skip
+    (event,) = events(one, "tensors")
+    slide = Opened.load(one.run.slides / "step-00000001").slide
+    by_name = {tensor.name: tensor.lost_share for tensor in slide.tensors}
+    of_event = dict(zip([name for name, _ in one.model.named_parameters()], event["lost_share"], strict=True))
+    assert by_name == pytest.approx(of_event)
+    assert min(of_event.values()) > 0.99

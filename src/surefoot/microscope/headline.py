@@ -40,7 +40,10 @@ def _blame(slide: Slide) -> str:
     if slide.promised is not None and slide.promised > 0:
         return "the update went uphill, led by earlier gradients or weight decay, not by this step's gradient"
     rounded = "bfloat16" in slide.precision.values()
-    small = slide.promised is not None and slide.obtained is not None and -slide.promised < slide.obtained
+    # bf16 keeps 8 bits of a logit, and a loss is as exact as its logits.
+    logits = [abs(c.logit_before) for p in slide.positions for c in p.candidates]
+    unsure = max(logits, default=0.0) * 2.0**-8
+    small = slide.promised is not None and -slide.promised < max(slide.obtained or 0.0, unsure)
     return (
         "the step was too long, or lost in bf16's rounding" if rounded and small else "the step was too long"
     )

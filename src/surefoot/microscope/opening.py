@@ -183,10 +183,21 @@ class Opening:
         """Everything recorded. Weights, gradients, modes and random state are as `update` left them."""
         started = time.perf_counter()
         with self._stack, restored(self.network), torch.no_grad():
+            if self.failed is not None:
+                raise self.failed
             slide, arrays = self._developed(max_grad_norm)
         self.seconds += time.perf_counter() - started
         seconds = {"opening": self.seconds}
         return Opened(slide=slide.model_copy(update={"seconds": seconds}), arrays=arrays)
+
+    @property
+    def failed(self) -> Exception | None:
+        """What went wrong while the update was watched, which went on without being watched."""
+        return self._watch.failed if self._watch is not None else None
+
+    def close(self) -> None:
+        """Give the disk its room back, where no slide is made."""
+        self._stack.close()
 
     def _developed(self, max_grad_norm: float) -> tuple[Slide, dict[str, np.ndarray]]:
         network, found, change, watch = self.network, self._found, self._change, self._watch

@@ -56,7 +56,8 @@ class Recorder:
 
     def add(self, turn: Turn, change: Change, old: torch.Tensor, gradient: torch.Tensor) -> None:
         """Compare a tensor that has had its turn with its `old` values; `gradient` is the clipped one."""
-        found, asked, lost = numbers(old, local(turn.weight), local(gradient), change.clip_factor)
+        rate = float(turn.group["lr"])
+        found, asked, lost = numbers(old, local(turn.weight), local(gradient), change.clip_factor, rate)
         self.found[turn.name] = found
         if turn.weight.dtype.itemsize == 2:
             self.narrow = self.narrow[0] + asked, self.narrow[1] + lost
@@ -77,13 +78,14 @@ class Recorder:
 
 @torch.no_grad()
 def numbers(
-    old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_factor: float
+    old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_factor: float, learning_rate: float
 ) -> tuple[TensorNumbers, float, float]:
     """Compare the local parts of a tensor before and after; sums go over all ranks that hold a part.
 
     Also returns how many entries the update would move, and how many of these are the same in bf16.
 
-    bf16 weights count as moved by the update where their gradient is not 0: what was lost left no trace.
+    The update moves a weight whose gradient is not 0 even if its stored value is the same, unless the learning rate
+    is 0: what rounding lost left no other trace.
     """
     size = PIECE if old.device.type == "cpu" else WHOLE
     exact = torch.float64 if old.dtype == torch.float64 else torch.float32
@@ -91,7 +93,7 @@ def numbers(
     flat = (old.flatten(), new.flatten(), grad.flatten())
     for start in range(0, old.numel(), size):
         a, b, g = (part[start : start + size] for part in flat)
-        asked = a != b if a.dtype.itemsize > 2 else g != 0
+        asked = (a != b) | (g != 0) if learning_rate > 0 else a != b
         lost = asked & (a.to(torch.bfloat16) == b.to(torch.bfloat16))
         a, b, g = a.to(exact), b.to(exact), g.to(exact)
         step = b - a

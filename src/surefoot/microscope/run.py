@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,15 +22,18 @@ from transformers import PreTrainedTokenizerBase
 from surefoot.config import SFTConfig
 from surefoot.data.rows import Example
 from surefoot.events import Event, RunFolder, SlideEvent
+from surefoot.microscope.ground import WeightsLost
 from surefoot.microscope.independent import refusal
 from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.microscope.watchman import Alert, Watchman, event_of, few
 from surefoot.model.network import Network
-from surefoot.train.distributed import add_up_numbers, local, rank
+from surefoot.train.distributed import add_up_numbers, local, rank, ranks
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers
 from surefoot.train.step import Change, Losses, NotFinite, divisor_of, losses, update
+
+GOES_ON = "The run goes on without it"
 
 
 class Microscope:
@@ -89,15 +95,14 @@ class Microscope:
     def losses(self, examples: Sequence[Example], step: int, budget: int, seed: int) -> Losses:
         """Forward and backward passes of update number `step`, which is 1 at first."""
         self.seconds, self._opening = 0.0, None
-        self._watch = partial(self._watched_losses, examples, step, budget, seed)
+        self._step = step
+        self._under = partial(Opening, self.network, self.tokenizer, examples, budget, seed=seed)
         because = None
         if divisor_of(examples) > 0:  # without a target there is nothing to see, and the wish waits
             because = self._asked(step) or self.watchman.waiting
             self.watchman.waiting = None
-        if because is not None:
-            self._found = self._watch(because)
-        else:
-            self._found = losses(self.network, examples, budget, backprop=True, seed=seed)
+        self._plainly = partial(losses, self.network, examples, budget, backprop=True, seed=seed)
+        self._found = self._watched(because) if because is not None else self._plainly()
         alert = self.watchman.of_losses(self._found)
         if alert is not None and self._alert(step, alert) and self._opening is None:
             self._once_more(alert)
@@ -107,14 +112,40 @@ class Microscope:
         """The step's passes again, to the same bits, and watched."""
         started = time.perf_counter()
         self.optimizers.zero_grad()
-        again = self._watch(alert.message)
+        again = self._watched(alert.message)
         assert again.loss == self._found.loss or math.isnan(again.loss), "the same step gave another loss"
-        assert self._opening is not None
-        self.seconds += time.perf_counter() - started - self._opening.seconds
+        self.seconds += time.perf_counter() - started
+        self.seconds -= self._opening.seconds if self._opening is not None else 0.0
 
-    def _watched_losses(
-        self, examples: Sequence[Example], step: int, budget: int, seed: int, because: str
-    ) -> Losses:
+    def _watched(self, because: str) -> Losses:
+        """The step's passes, watched; if that fails, plain ones."""
+        self._opening = self._open(because)
+        with self._luxury():
+            return self._opening.losses()
+        self.optimizers.zero_grad()
+        return self._plainly()
+
+    @contextmanager
+    def _luxury(self) -> Iterator[None]:
+        """What fails in here costs the slide, not the run. The step is then taken as if it had not been opened."""
+        try:
+            yield
+        except (NotFinite, WeightsLost):
+            raise
+        except Exception as error:
+            if ranks() > 1:  # the others would wait for this one
+                raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            self._alert(
+                self._step, Alert("slide", f"this step could not be opened: {said}. {GOES_ON}", opens=False)
+            )
+            if self._opening is not None:
+                self.seconds += self._opening.seconds
+                self._opening.close()
+            self._opening = None
+
+    def _open(self, because: str) -> Opening:
         wish = Wish(
             because,
             watched=tuple(
@@ -124,24 +155,17 @@ class Microscope:
             mountain=self.args.slide_mountain,
             extras=self.args.slide_extras,
         )
-        self._opening = Opening(
-            self.network,
-            self.tokenizer,
-            examples,
-            budget,
-            step=step,
-            seed=seed,
-            wish=wish,
-            model_name=self.model_name,
-            scratch=self.run.slides,
-            told=self._told,
+        return self._under(
+            wish=wish, model_name=self.model_name, scratch=self.run.slides, told=self._told, step=self._step
         )
-        return self._opening.losses()
 
     def update(self, step: int) -> Change:
         """Clip and step. Raises NotFinite before anything is changed; the slide is there all the same."""
         limit = self.args.max_grad_norm
         recorder = Recorder() if self._independent and self._due(step) else None
+        if self._opening is not None:
+            with self._luxury():
+                self._opening.look_at_gradient(self.optimizers, recorder)
         try:
             if not math.isfinite(self._found.loss):
                 raise NotFinite(f"the loss is {self._found.loss}")
@@ -149,11 +173,11 @@ class Microscope:
                 change = update(self.optimizers, limit, recorder)
                 self.seconds += recorder.seconds if recorder is not None else 0.0
             else:
-                change = self._opening.update(self.optimizers, limit, recorder)
+                change = self._opening.update(self.optimizers, limit)
         except NotFinite as error:
             self._refused(error, step)
             raise
-        if recorder is not None:
+        if recorder is not None and (self._opening is None or self._opening.failed is None):
             self._events.append(recorder.event(step, self.names))
             for alert in self.watchman.of_tensors(recorder, change):
                 self._alert(step, alert)
@@ -173,9 +197,11 @@ class Microscope:
             self._alert(step, alert)
             if self._opening is None:
                 self._once_more(alert)
-        assert self._opening is not None
-        self._opening.look_at_gradient(self.optimizers)
-        self._write(self._opening, step)
+        if self._opening is not None:
+            with self._luxury():
+                self._opening.look_at_gradient(self.optimizers)
+        if self._opening is not None:
+            self._write(self._opening, step)
 
     # What is told --------------------------------------------------------------------------------------------
 
@@ -221,8 +247,12 @@ class Microscope:
         return every > 0 and (moves or step == 1 or step % every == 0)
 
     def _write(self, opening: Opening, step: int) -> None:
-        """Make the slide and keep it in the run folder. A disk that will not have it does not stop the run."""
-        opened = opening.slide(self.args.max_grad_norm)
+        """Make the slide and keep it in the run folder. Neither a fault nor a full disk stops the run."""
+        opened = None
+        with self._luxury():
+            opened = opening.slide(self.args.max_grad_norm)
+        if opened is None:
+            return
         started = time.perf_counter()
         slide, path = opened.slide, self.run.slides / f"step-{step:08d}"
         for message in slide.alerts:
@@ -232,7 +262,7 @@ class Microscope:
                 opened.save(path)
         except OSError as error:
             self.seconds += opening.seconds
-            said = f"the slide of this step could not be kept: {error}. The run goes on without it"
+            said = f"the slide of this step could not be kept: {error}. {GOES_ON}"
             self._alert(step, Alert("slide", said, opens=False))
             return
         self.seconds += opening.seconds + time.perf_counter() - started

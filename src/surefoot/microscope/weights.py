@@ -53,6 +53,8 @@ class WeightsWatch:
         self.notes: list[str] = []
         self.seconds = 0.0
         """What watching the updates took, besides the updates."""
+        self.failed: Exception | None = None
+        """Why the updates are no longer watched: they are made all the same."""
         if self.refused is not None:
             self.notes.append(f"what the optimizer did to the weights is not recorded: {self.refused}")
         self._optimizers, self._layer_of, self._recorder = optimizers, layer_of, recorder
@@ -71,13 +73,28 @@ class WeightsWatch:
         self._picks = self._pick(turns, look, speller)
 
     def __call__(self, turn: Turn, change: Change) -> None:
+        if self.failed is not None:
+            turn.step()
+            return
         started = time.perf_counter()
-        old, gradient = local(turn.weight).clone(), turn.gradient
-        if self.ground is not None:
-            self._keep("keep_before", turn)
+        try:
+            old, gradient = local(turn.weight).clone(), turn.gradient
+            if self.ground is not None:
+                self._keep("keep_before", turn)
+        except Exception as error:
+            self._fail(error)
+            turn.step()
+            return
         looked = time.perf_counter()
         turn.step()
         stepped = time.perf_counter()
+        try:
+            self._look_back(turn, change, old, gradient)
+        except Exception as error:
+            self._fail(error)
+        self.seconds += time.perf_counter() - stepped + looked - started
+
+    def _look_back(self, turn: Turn, change: Change, old: torch.Tensor, gradient: torch.Tensor) -> None:
         if self.ground is not None:
             self._keep("keep_after", turn)
         if turn.weight is self._head:
@@ -87,7 +104,11 @@ class WeightsWatch:
         self._record(turn, change, old)
         if self._recorder is not None:
             self._recorder.add(turn, change, old, gradient)
-        self.seconds += time.perf_counter() - stepped + looked - started
+
+    def _fail(self, error: Exception) -> None:
+        if ranks() > 1:  # the others would wait for this one
+            raise error
+        self.failed = error
 
     def _keep(self, which: str, turn: Turn) -> None:
         assert self.ground is not None
