@@ -154,10 +154,38 @@ def test_long_runs_keep_their_spikes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(curves, "MOST_STEPS", 40)
     run = read_run(samples.run_folder(tmp_path / "caps", steps=200))
     found = columns(run)["steps"]
-    assert found["of"] == 200 and len(found["step"]) <= 40
+    marked = {event["step"] for event in run.of("slide", "alert")}
+    assert found["of"] == 200 and len(found["step"]) <= 40 + len(marked)
+    assert marked and marked <= set(found["step"])
     losses = [event["loss"] for event in run.of("step")]
     assert max(found["loss"]) == max(losses) and min(found["loss"]) == min(losses)
     assert found["step"] == sorted(set(found["step"]))
+
+
+def test_a_long_run_has_the_mean_of_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_run(samples.run_folder(tmp_path / "r", steps=900))
+    losses = [event["loss"] for event in run.of("step")]
+    run.of("step")[500]["loss"] = losses[500] = math.nan
+    steps = columns(run)["steps"]
+    assert steps["mean_of"] == 9
+    around = [x for x in losses[496:505] if not math.isnan(x)]
+    assert steps["loss_mean"][500] == pytest.approx(sum(around) / 8, rel=1e-9)
+    assert steps["loss_mean"][0] == pytest.approx(sum(losses[:5]) / 5, rel=1e-9)
+    monkeypatch.setattr(curves, "MOST_STEPS", 40)
+    thin = columns(run)["steps"]
+    assert len(thin["loss_mean"]) == len(thin["step"]) <= 42
+    assert thin["loss_mean"] == [steps["loss_mean"][step - 1] for step in thin["step"]], "of all steps"
+    assert "loss_mean" not in columns(read_run(samples.run_folder(tmp_path / "s", steps=199)))["steps"]
+
+
+def test_events_are_told_in_lines(tmp_path: Path) -> None:
+    folder = samples.run_folder(tmp_path / "r", steps=10)
+    start = {"type": "start", "step": 0, "resumed": True, "notes": ["checked on 3 rows", "memory fits"]}
+    slide = {"type": "slide", "step": 3, "headline": "Step 3: loss", "because": "asked for"}
+    lines = "".join(json.dumps(event) + "\n" for event in (start, slide))
+    (folder / "events.jsonl").write_text(lines, encoding="utf-8")
+    told = [event["text"] for event in columns(read_run(folder))["events"]]
+    assert told == ["resumed\nchecked on 3 rows\nmemory fits", "Step 3: loss\nOpened because: asked for"]
 
 
 def test_a_crashed_run_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from surefoot.report.runs import Run
 
 MOST_STEPS = 8_000
 """Steps that a page holds; of longer runs, the extremes of the loss in every stretch."""
+SMOOTHED = 200
+"""From this many steps on, the loss also has its mean over a hundredth of the run around each step."""
 MOST_COLUMNS = 400
 """Columns of the heat-maps."""
 STEP_COLUMNS = (
@@ -54,17 +56,33 @@ def number(value: Any) -> float | None:
 
 def _steps(run: Run) -> dict[str, Any]:
     steps = run.of("step")
-    kept = _thinned(steps)
+    kept = _thinned(steps, {event["step"] for event in run.of("slide", "alert")})
     out: dict[str, Any] = {"step": [event["step"] for event in kept], "of": len(steps)}
     for name in STEP_COLUMNS:
         values = [number(event.get(name)) for event in kept]
         if any(value is not None for value in values):
             out[name] = values
+    if len(steps) >= SMOOTHED and "loss" in out:
+        reach = max(2, len(steps) // 200)
+        means = dict(zip((event["step"] for event in steps), _means_around(steps, reach), strict=True))
+        out |= {"loss_mean": [means[step] for step in out["step"]], "mean_of": 2 * reach + 1}
     return out
 
 
-def _thinned(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps with the highest and the lowest loss of every stretch: spikes stay, whatever the length."""
+def _means_around(steps: list[dict[str, Any]], reach: int) -> list[float | None]:
+    """Mean of the finite losses from `reach` steps before to `reach` steps after; fewer at the ends."""
+    losses = [number(event.get("loss")) for event in steps]
+    total, count = [0.0], [0]
+    for loss in losses:
+        fine = loss is not None and math.isfinite(loss)
+        total.append(total[-1] + (loss if fine and loss is not None else 0.0))
+        count.append(count[-1] + fine)
+    ends = [(max(0, i - reach), min(len(losses), i + reach + 1)) for i in range(len(losses))]
+    return [(total[b] - total[a]) / (count[b] - count[a]) if count[b] > count[a] else None for a, b in ends]
+
+
+def _thinned(steps: list[dict[str, Any]], marked: set[int]) -> list[dict[str, Any]]:
+    """Steps with the highest and the lowest loss of every stretch, and those marked: spikes stay."""
     if len(steps) <= MOST_STEPS:
         return steps
     stretch = math.ceil(len(steps) / (MOST_STEPS // 2))
@@ -74,7 +92,8 @@ def _thinned(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         losses = {i: number(steps[i].get("loss")) for i in part}
         # Not a number is worth seeing more than any spike.
         size = {i: math.inf if x is None or not math.isfinite(x) else x for i, x in losses.items()}
-        kept += [steps[i] for i in sorted({min(part, key=size.__getitem__), max(part, key=size.__getitem__)})]
+        ends = {min(part, key=size.__getitem__), max(part, key=size.__getitem__)}
+        kept += [steps[i] for i in part if i in ends or steps[i]["step"] in marked]
     return kept
 
 

@@ -26,7 +26,7 @@ const MOST_ROWS = 1000;
 function numbersTable(content) {
   const every = Math.ceil(content.rows.length / MOST_ROWS);
   const rows = every > 1 ? content.rows.filter((_, i) => i % every === 0) : content.rows;
-  const note = every > 1 ? ` (every ${every}th of ${fmt(content.rows.length)} rows)` : "";
+  const note = every > 1 ? ` (one row in ${every} of ${fmt(content.rows.length)})` : "";
   return el("table", {},
     el("caption", {}, content.caption + note),
     el("thead", {}, el("tr", {}, content.head.map((text) => el("th", { scope: "col" }, text)))),

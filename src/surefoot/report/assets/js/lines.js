@@ -1,7 +1,7 @@
 // Curves, by uPlot: hover to read, drag to zoom, double click to see all, log scale.
 
 /**
- * data: {x: [..], series: [{name, colour, values, points, dash, wide}]}
+ * data: {x: [..], series: [{name, colour, values, points, dash, wide, pale}]}
  * options: label, axis, unit, log, logarithmic, height, low, high
  */
 function drawLines(host, data, options) {
@@ -26,6 +26,7 @@ function drawLines(host, data, options) {
   const legend = el("div", { class: "legend" }, series.map((s, k) => {
     const swatch = el("i", { class: `swatch ${s.points === "only" ? "dot" : s.dash ? "dashed" : "line"}`, "aria-hidden": "true" });
     swatch.style.setProperty("--swatch", `var(--${s.colour})`);
+    if (s.pale) swatch.style.opacity = "0.45";
     if (series.length === 1) return null;
     const button = el("button", { type: "button", "aria-pressed": "true" }, swatch, s.name);
     button.addEventListener("click", () => {
@@ -73,7 +74,7 @@ function drawLines(host, data, options) {
       series: [{}, ...series.map((s, k) => ({
         label: s.name,
         show: on[k],
-        stroke: () => colour(s.colour),
+        stroke: () => (s.pale ? mixed(colour(s.colour), 0.35) : colour(s.colour)),
         fill: undefined,
         width: s.wide || 1.75,
         dash: s.dash,

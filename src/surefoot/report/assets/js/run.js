@@ -42,13 +42,15 @@ function evalTile(series) {
 
 function drawCurves(host, run) {
   const { steps } = run;
-  const held = run.evals.length ? ", and on held-out rows it never learns from" : "";
-  const body = panel(host, "curves", "Loss", `Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them${held}.`);
-  const curves = [{ name: "training", colour: "before", x: steps.step, values: steps.loss, wide: 1.5 }];
+  const heldOut = run.evals.length ? ", and on held-out rows it never learns from" : "";
+  const body = panel(host, "curves", "Loss", `Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them${heldOut}.`);
+  const curves = [{ name: "training", colour: "before", x: steps.step, values: steps.loss, wide: steps.loss_mean ? 1 : 1.5, pale: Boolean(steps.loss_mean) }];
+  if (steps.loss_mean) curves.push({ name: `mean of ${fmt(steps.mean_of)} steps`, colour: "before", x: steps.step, values: steps.loss_mean, wide: 2.25 });
   const hues = ["after", "target", "purple"];
+  let held = 0;
   for (const series of run.evals) {
     for (const [key, values] of Object.entries(series.metrics)) {
-      if (key.endsWith("_loss")) curves.push({ name: key.slice(0, -"_loss".length).replaceAll("_", " "), colour: hues[(curves.length - 1) % 3], x: series.step, values, points: true, wide: 2.25 });
+      if (key.endsWith("_loss")) curves.push({ name: key.slice(0, -"_loss".length).replaceAll("_", " "), colour: hues[(held++) % 3], x: series.step, values, points: true, wide: 2.25 });
     }
   }
   const lossAt = new Map(steps.step.map((step, i) => [step, steps.loss[i]]));
@@ -57,7 +59,7 @@ function drawCurves(host, run) {
     if (marked.length) curves.push({ name, colour: hue, x: marked, values: marked.map((step) => lossAt.get(step)), points: "only" });
   }
   drawLines(body, aligned(curves), { label: "Loss by step, nats a token", axis: "step", height: 300 });
-  if (steps.of > steps.step.length) note(body, `${fmt(steps.step.length)} of ${fmt(steps.of)} steps are drawn: of every stretch those of the lowest and the highest loss.`);
+  if (steps.of > steps.step.length) note(body, `${fmt(steps.step.length)} of ${fmt(steps.of)} steps are drawn: of every stretch those of the lowest and the highest loss, and those with a slide or an alert.`);
   const others = run.evals.flatMap((s) => Object.entries(s.metrics).filter(([key]) => !key.endsWith("_loss")).map(([key, values]) => ({ name: key.replaceAll("_", " "), x: s.step, values, points: true })));
   const shares = others.filter((c) => c.values.every((v) => !(num(v) > 1.0001)));
   if (steps.token_accuracy) shares.unshift({ name: "training token accuracy", x: steps.step, values: steps.token_accuracy });
@@ -111,7 +113,7 @@ function drawLayers(host, run) {
   map("grad_norm", "Gradient norm, layer × step");
   map("update_ratio", "‖Δ‖ / ‖θ‖, layer × step");
   map("lost_share", "Share of updates lost to bf16 rounding, layer × step", pct);
-  if (run.heat.every > 1) note(body, `Every ${run.heat.every}th record is drawn.`);
+  if (run.heat.every > 1) note(body, `One record in ${run.heat.every} is drawn.`);
 }
 
 function drawWorst(host, run) {
