@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,25 +201,63 @@ def test_a_run_does_not_go_on_from_before_its_later_checkpoints(tmp_path: Path) 
 # Optimizers and models of one's own ------------------------------------------------------------------------
 
 
-def test_weights_that_an_optimizer_of_ones_own_leaves_out_keep_no_gradient(tmp_path: Path) -> None:
+def with_own(folder: Path, make: Callable[[Any], Any], **options: Any) -> SFTTrainer:
+    """A trainer of two opened steps with an optimizer of one's own."""
     net = tiny.model("llama", torch.float32)
-    part = [p for name, p in net.named_parameters() if "layers.2" in name]
-    args = SFTConfig(
-        tmp_path / "run", max_steps=2, per_device_train_batch_size=4, use_cpu=True, precision="fp32",
-        save_strategy="no", slide_every=1,
-    )  # fmt: skip
+    given = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "precision": "fp32",
+        **options,
+    }
+    args = SFTConfig(folder / "run", save_strategy="no", slide_every=1, **given)
+    return SFTTrainer(net, args, ROWS, processing_class=tiny.tokenizer(), optimizers=(make(net), None))
+
+
+def test_weights_that_an_optimizer_of_ones_own_leaves_out_keep_no_gradient(tmp_path: Path) -> None:
+    def make(net: Any) -> Any:
+        return torch.optim.AdamW([p for name, p in net.named_parameters() if "layers.2" in name], lr=1e-3)
+
     left_over = []
-    one = SFTTrainer(
-        net,
-        args,
-        ROWS,
-        processing_class=tiny.tokenizer(),
-        optimizers=(torch.optim.AdamW(part, lr=1e-3), None),
-    )
-    one.add_callback(At(1, lambda: left_over.extend(p for p in net.parameters() if p.grad is not None)))
+    one = with_own(tmp_path, make)
+    one.add_callback(At(1, lambda: left_over.extend(p for p in one.model.parameters() if p.grad is not None)))
     one.train()
     assert opened(one) == [1, 2]
     assert left_over == []
+
+
+def test_a_group_that_stands_still_does_not_make_it_a_step_without_a_learning_rate(tmp_path: Path) -> None:
+    def make(net: Any) -> Any:
+        still = [p for p in net.parameters() if p.ndim < 2]
+        moves = [p for p in net.parameters() if p.ndim > 1]
+        return torch.optim.AdamW([{"params": still, "lr": 0.0}, {"params": moves, "lr": 1e-3}])
+
+    one = with_own(tmp_path, make)
+    one.train()
+    assert events(one, "step")[0]["learning_rate"] == 1e-3
+    assert all("the learning rate was 0" not in event["headline"] for event in events(one, "slide"))
+
+
+def test_an_optimizer_whose_tensors_cannot_be_recorded_is_said_at_the_start(tmp_path: Path) -> None:
+    class Mine(torch.optim.AdamW):
+        pass
+
+    one = with_own(tmp_path, lambda net: Mine(net.parameters(), lr=1e-3))
+    one.train()
+    assert events(one, "tensors") == []
+    (note,) = [
+        note for note in events(one, "start")[0]["notes"] if note.startswith("tensors are not recorded")
+    ]
+    assert "Mine is not among the optimizers" in note
+
+
+def test_an_optimizer_that_cannot_train_this_model_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LBFGS calls the model by itself"):
+        with_own(tmp_path, lambda net: torch.optim.LBFGS(net.parameters())).train()
+    with pytest.raises(UserError, match="SGD holds no weight that is trained here"):
+        with_own(tmp_path, lambda net: torch.optim.SGD(net.parameters(), lr=1e-3), use_peft=True).train()
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_norms_on_a_slide_are_right_to_the_last_digits(tmp_path: Path) -> None:

@@ -81,14 +81,16 @@ class Microscope:
         if (alert := self.watchman.of_data(known, taught, len(examples))) is not None:
             self._alert(0, alert)
 
-    def unreachable(self, total_steps: int) -> list[str]:
-        """What to say of steps that are asked for and will not come."""
-        later = [step for step in self.args.slides if step > total_steps]
-        if not later:
-            return []
-        return [
-            f"slides: the run has {total_steps:,} steps, so {', '.join(map(str, later))} will not be opened"
-        ]
+    def not_to_be_had(self, total_steps: int) -> list[str]:
+        """What was asked for and will not come, and why."""
+        found, later = [], [step for step in self.args.slides if step > total_steps]
+        if later:
+            which = ", ".join(map(str, later))
+            found.append(f"slides: the run has {total_steps:,} steps, so {which} will not be opened")
+        why = next((why for part in self.optimizers.parts if (why := refusal(part))), None)
+        if why is not None and self.args.tensors_every:
+            found.append(f"tensors are not recorded, nor is what becomes of each weight: {why}")
+        return found
 
     # The step ----------------------------------------------------------------------------------------------
 
@@ -242,7 +244,7 @@ class Microscope:
 
     def _due(self, step: int) -> bool:
         """Whether the tensors of this step are recorded: every N, the first, and the first that moves."""
-        every, rate = self.args.tensors_every, float(next(self.optimizers.groups())["lr"])
+        every, rate = self.args.tensors_every, self.optimizers.learning_rate
         moves = rate > 0 and not self.watchman.moved
         return every > 0 and (moves or step == 1 or step % every == 0)
 

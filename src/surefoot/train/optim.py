@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class Optimizers:
     def groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
             yield from part.param_groups
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest of all groups; an optimizer of the user's own may have several."""
+        return max(float(group["lr"]) for group in self.groups())
 
     def turns(self) -> list[Turn]:
         """The weights that have a gradient, in the order of the groups."""
@@ -179,6 +185,24 @@ def build(model: torch.nn.Module, args: SFTConfig) -> Optimizers:
 
         fixed = {"scale_parameter": False, "relative_step": False}
         part = _made(Adafactor, groups, lr=lr, **{**fixed, **extra})
+    return Optimizers([part], named)
+
+
+def own(part: Optimizer, model: torch.nn.Module) -> Optimizers:
+    """An optimizer that the user made. Raises UserError when it cannot train this model."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    closure = inspect.signature(part.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"optimizers: {type(part).__name__} calls the model by itself, many times an update; a step here has "
+            "one gradient. Use one whose step() needs no closure"
+        )
+    held = {id(weight) for group in part.param_groups for weight in group["params"]}
+    if not held & {id(weight) for _, weight in named}:
+        raise UserError(
+            f"optimizers: {type(part).__name__} holds no weight that is trained here; make it of the trainer's own "
+            "model's parameters (with an adapter, of the adapted model's)"
+        )
     return Optimizers([part], named)
 
 

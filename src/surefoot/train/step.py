@@ -132,6 +132,7 @@ class Change:
     """What the optimizer made of a gradient."""
 
     learning_rate: float
+    """The highest of the optimizer's groups."""
     grad_norm: float
     """Of the whole gradient, before clipping."""
     clip_factor: float
@@ -157,7 +158,7 @@ def update(optimizers: Optimizers, max_grad_norm: float, stepping: Stepping | No
     if factor < 1.0:
         shards = [local(gradient) for gradient in gradients]
         torch._foreach_mul_(shards, factor)  # pyright: ignore[reportPrivateImportUsage]
-    change = Change(float(next(optimizers.groups())["lr"]), norm, factor)
+    change = Change(optimizers.learning_rate, norm, factor)
     if stepping is None:
         optimizers.step()
     else:

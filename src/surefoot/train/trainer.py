@@ -30,7 +30,7 @@ from surefoot.train.callbacks import Callbacks
 from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.interrupt import Interrupted, asked_to_stop
-from surefoot.train.optim import Optimizers, build, schedule
+from surefoot.train.optim import Optimizers, build, own, schedule
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
@@ -152,11 +152,8 @@ class SFTTrainer:
             if args.max_steps > 0
             else math.ceil(args.num_train_epochs * sampler.steps_per_epoch)
         )
-        if self._own_optimizer is None:
-            optimizers = build(self.model, args)
-        else:
-            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-            optimizers = Optimizers([self._own_optimizer], named)
+        mine = self._own_optimizer
+        optimizers = build(self.model, args) if mine is None else own(mine, self.model)
         optimizers.zero_grad()  # whatever gradient the user's model came with is not of our first step
         return data, sampler, optimizers, max(1, total)
 
@@ -229,7 +226,7 @@ class SFTTrainer:
                 resumed=bool(resume),
                 notes=[
                     *(self.verdict.line, *self.verdict.refused, *plan.reasons),
-                    *between.microscope.unreachable(total_steps),
+                    *between.microscope.not_to_be_had(total_steps),
                 ],
             )
         )
