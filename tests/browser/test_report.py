@@ -242,6 +242,17 @@ def test_numbers_are_written_the_same_way_everywhere(show: Open, slide: Opened, 
         assert not re.match(r"[a-z]{2,}[ ,]", text), text
 
 
+def test_a_click_on_an_opened_step_shows_its_slide(show: Open, run_page: str) -> None:
+    page = show(run_page)
+    over = figure(page, "Loss by step").locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] * (120 - 1) / 199, box["y"] + 40)
+    assert page.locator("#which").input_value() == "1"
+    assert "step 120" in page.locator("#headline .eyebrow").inner_text()
+
+
 def test_tables_of_numbers_are_made_when_asked_for(show: Open, slide: Opened) -> None:
     page = show(render([slide]))
     assert page.locator(".numbers td").count() == 0

@@ -109,7 +109,8 @@ function start() {
       el("div", { class: "tools" }, themeButton(), el("button", { type: "button", class: "tool", onclick: () => print() }, "Print"))),
     el("div", { class: "columns" }, nav, main),
     el("footer", {}, "One file, nothing from the network: every number shown is inside. Hover or use the arrow keys to read a plot, drag to zoom, double click to see all."));
-  if (data.run) drawRun(main, { ...data.run, slides: data.slides.length });
+  let open = () => host.scrollIntoView();
+  if (data.run) drawRun(main, { ...data.run, opened: data.slides.map(({ slide }) => slide.step), open: (index) => open(index) });
   const host = el("div", { id: "slide" });
   const show = (index) => {
     host.replaceChildren();
@@ -123,6 +124,10 @@ function start() {
       shown = (index + data.slides.length) % data.slides.length;
       select.value = String(shown);
       show(shown);
+    };
+    open = (index) => {
+      pick(index);
+      host.scrollIntoView();
     };
     const select = el("select", { id: "which", onchange: (event) => pick(Number(event.target.value)) },
       data.slides.map(({ slide }, i) => el("option", { value: String(i) }, `Step ${fmt(slide.step)} · ${slide.opened_because}`)));

@@ -14,7 +14,7 @@ function drawRun(host, run) {
     ["steps", `${fmt(last ?? 0)}${run.config.total_steps ? ` of ${fmt(run.config.total_steps)}` : ""}`, ends.length ? ends[ends.length - 1].text : "no end recorded: still training, or stopped"],
     losses.length > 0 && ["training loss", arrow(losses[0], losses[losses.length - 1], (x) => fmt(x)), "first and last step"],
     run.evals.length > 0 && evalTile(run.evals[0]),
-    ["slides", fmt(run.slides)],
+    ["slides", fmt(run.opened.length)],
     ["alerts", fmt(alerts.length)],
   ]);
   if (alerts.length) {
@@ -58,7 +58,16 @@ function drawCurves(host, run) {
     const marked = [...new Set(run.events.filter((e) => e.type === type).map((e) => e.step))].filter((step) => lossAt.has(step));
     if (marked.length) curves.push({ name, colour: hue, x: marked, values: marked.map((step) => lossAt.get(step)), points: "only" });
   }
-  drawLines(body, aligned(curves), { label: "Loss by step, nats a token", axis: "step", height: 300 });
+  const loss = drawLines(body, aligned(curves), { label: "Loss by step, nats a token", axis: "step", height: 300 });
+  if (run.opened.length) {
+    note(body, "A click on the dot of an opened step shows its slide below.");
+    loss.box.addEventListener("click", () => {
+      const { plot } = loss;
+      const away = (step) => Math.abs(plot.valToPos(step, "x") - plot.cursor.left);
+      const near = run.opened.reduce((best, step, i) => (away(step) < away(run.opened[best]) ? i : best), 0);
+      if (away(run.opened[near]) < 8) run.open(near);
+    });
+  }
   if (steps.of > steps.step.length) note(body, `${fmt(steps.step.length)} of ${fmt(steps.of)} steps are drawn: of every stretch those of the lowest and the highest loss, and those with a slide or an alert.`);
   const others = run.evals.flatMap((s) => Object.entries(s.metrics).filter(([key]) => !key.endsWith("_loss")).map(([key, values]) => ({ name: key.replaceAll("_", " "), x: s.step, values, points: true })));
   const shares = others.filter((c) => c.values.every((v) => !(num(v) > 1.0001)));
