@@ -123,7 +123,7 @@ function drawMountain(body, data) {
     { name: "parabola", colour: "purple", x: fine, values: fine.map((a) => num(here) + slope * a + (curvature / 2) * a * a), dash: [2, 3] },
   ];
   if (at(1) !== undefined) curves.push({ name: "landed", colour: "after", x: [1], values: [at(1)], points: "only" });
-  curves.push({ name: "stood", colour: "target", x: [0], values: [here], points: "only" });
+  curves.push({ name: "stood", colour: "before", x: [0], values: [here], points: "only" });
   const [bottom, top] = extent(mountain.losses.map(num));
   const margin = (top - bottom || 1) * 0.25;
   drawLines(body, aligned(curves), { label: "Altitude (loss, nats a token) along this update", axis: "part of the update: 0 stood, 1 landed", height: 280, logarithmic: false, low: bottom - margin, high: top + margin });
