@@ -100,7 +100,7 @@ class Bench:
             watching = time.perf_counter()
             scope = self._microscope(way)
             scope._asked(7)
-            scope._alarming(found)
+            scope.watchman.of_losses(found)
             self.run.append(step_event(found, change, seconds))
             return seconds, time.perf_counter() - watching
         scope = self._microscope(way)

@@ -57,7 +57,7 @@ ORDER = [
     ["microscope.run", "microscope.explain"],
     ["train.between"],
     ["train.trainer"],
-    ["report.glyphs", "report.worst", "report.runs"],
+    ["report.glyphs", "report.worst", "report.runs", "report.texts"],
     ["report.curves"],
     ["report.page"],
     ["report.notebook"],

@@ -14,8 +14,9 @@ from surefoot.microscope.slide import Opened
 from surefoot.report.page import render
 from surefoot.report.runs import read_run
 from surefoot.report.terminal import show
-from tests.conftest import Surefoot
+from tests.conftest import QUESTIONS, Surefoot
 from tests.report.sample_slide import sample
+from tests.report.test_page import data_of
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,23 @@ def test_a_run_becomes_a_file_with_its_slides(run: Path, surefoot: Surefoot) -> 
     slides = [Opened.load(run / "slides" / f"step-{step:08d}") for step in (2, 10)]
     assert page == render(slides, read_run(run))
     assert page.index("slide of step 2") < page.index("slide of step 10")
+
+
+def test_the_worst_rows_are_told_with_their_words(run: Path, rows_file: Path) -> None:
+    found = data_of(render([], read_run(run)))["run"]
+    (most, *_) = found["worst"]
+    words = {row["where"]: row["text"] for row in most["rows"]}
+    assert found["worst_note"] is None
+    questions = dict(QUESTIONS)
+    for where, text in words.items():
+        asked, answer = text.split(" → ")
+        assert questions[asked] == answer
+        line = rows_file.read_text(encoding="utf-8").splitlines()[int(where.rpartition(":")[2]) - 1]
+        assert asked in line
+    (run / "run.json").write_text((run / "run.json").read_text().replace(str(rows_file), "org/on-a-hub"))
+    found = data_of(render([], read_run(run)))["run"]
+    assert found["worst_note"] == "org/on-a-hub is not here, so its rows' text is not shown"
+    assert all("text" not in row for row in found["worst"][0]["rows"])
 
 
 @pytest.mark.parametrize("argv", [["-o", "x.html"], ["-ox.html"], ["-o=x.html"], ["--output", "x.html"]])

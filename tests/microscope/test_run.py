@@ -253,9 +253,8 @@ def test_a_bad_row_opens_its_step_but_not_twice_in_twenty(tmp_path: Path) -> Non
         train_sampling_strategy="sequential", slide_mountain="none", tensors_every=0,
     )  # fmt: skip
     losses = [event["loss"] for event in events(one, "step")]
-    high = [s for s in range(21, 51) if losses[s - 1] > 2 * median(losses[s - 21 : s - 1])]
+    high = [s for s in range(6, 51) if losses[s - 1] > 2 * median(losses[max(0, s - 21) : s - 1])]
     assert {31, 36, 50} <= set(high), "planted"
-    assert 11 not in alerts(one), "too early to tell what is usual"
     assert alerts(one, "high loss") == high
     first, *rest = high
     want = [first]

@@ -20,6 +20,8 @@ from surefoot.train.step import Change, Losses
 REMEMBERED = 20
 """Losses of earlier steps that a step's loss is compared with. For so many steps an alert that has opened one opens
 no other."""
+FEWEST = 5
+"""So many at least: a run may go wrong before its twentieth step."""
 OPEN_NEXT = ("turn end", "lost updates", "no gradient")
 """Alerts that come when their own step is over, or before the first."""
 
@@ -98,13 +100,14 @@ class Watchman:
             rows = few([one.where for one in found.examples])
             said = f"no token of this step is supervised; there is nothing to learn; rows: {rows}"
             return Alert("no target", said, opens=False)
-        usual = median(self._recent) if len(self._recent) == REMEMBERED else math.inf
+        known = len(self._recent)
+        usual = median(self._recent) if known >= FEWEST else math.inf
         self._recent.append(found.loss)
         if found.loss > 2 * usual > 0:
             rows = sorted((one for one in found.examples if one.tokens), key=lambda e: -e.loss / e.tokens)
             return Alert(
                 "high loss",
-                f"the loss, {found.loss:.4g}, is over twice the median of the last {REMEMBERED}, {usual:.4g}; "
+                f"the loss, {found.loss:.4g}, is over twice the median of the last {known}, {usual:.4g}; "
                 f"highest: {few([one.where for one in rows], 3)}",
             )
         return None

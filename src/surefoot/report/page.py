@@ -16,16 +16,19 @@ import html
 import json
 import math
 import re
+import textwrap
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
+from surefoot.events import RunFolder
 from surefoot.microscope.slide import Opened
 from surefoot.report.curves import columns
 from surefoot.report.runs import Run
-from surefoot.report.worst import WorstRows, worst_rows
+from surefoot.report.texts import Texts, read_texts
+from surefoot.report.worst import RowCost, WorstRows, worst_rows
 
 SCRIPTS = (
     "dom.js",
@@ -43,6 +46,8 @@ SCRIPTS = (
     "run.js",
     "page.js",
 )
+MOST_TEXT = 400
+"""Characters of a row's text."""
 WORST = 30
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -134,7 +139,10 @@ def _run(run: Run, slides: list[Opened]) -> dict[str, Any]:
     if missing := len(run.slides) - len(slides):
         problems.append(f"{missing} of {len(run.slides)} slides could not be read")
     try:
-        found["worst"] = _worst(worst_rows(run.events, WORST))
+        worst = worst_rows(run.events, WORST)
+        places = {row.where for rows in (worst.cost_most, worst.rose, worst.never_learned) for row in rows}
+        texts = read_texts(RunFolder(run.path), places, files_only=True)
+        found["worst"], found["worst_note"] = _worst(worst, texts), texts.note
     except (TypeError, ValueError, AttributeError):
         found["worst"] = []
         problems.append("the examples of some steps are no (row, sum of -log p, tokens): no worst rows")
@@ -142,8 +150,9 @@ def _run(run: Run, slides: list[Opened]) -> dict[str, Any]:
     return found
 
 
-def _worst(found: WorstRows) -> list[dict[str, Any]]:
-    """Tables of title, remark and rows; empty ones left out."""
+def _worst(found: WorstRows, texts: Texts) -> list[dict[str, Any]]:
+    """Tables of title, remark and rows; empty ones left out. A row has the beginning of its text where it is
+    known."""
     high = "" if found.high is None else f", {found.high:.3g}"
     tables = [
         ("Cost most", "Sums of −log p over all visits of a row.", found.cost_most),
@@ -154,8 +163,14 @@ def _worst(found: WorstRows) -> list[dict[str, Any]]:
             found.never_learned,
         ),
     ]
+
+    def told(row: RowCost) -> dict[str, Any]:
+        words = texts.short.get(row.where)
+        text = {} if words is None else {"text": textwrap.shorten(words, MOST_TEXT, placeholder=" …")}
+        return {"where": row.where, **text, **dataclasses.asdict(row)}
+
     return [
-        {"title": title, "remark": remark, "rows": [dataclasses.asdict(row) for row in rows]}
+        {"title": title, "remark": remark, "rows": [told(row) for row in rows]}
         for title, remark, rows in tables
         if rows
     ]

@@ -55,7 +55,7 @@ def weights(opened: Opened, width: int) -> list[RenderableType]:
         "the two mostly coincide; so below, the difference of the counts, and how far weights moved.",
     )
     if recorded is None:
-        return [*found, line("They were not recorded.")]
+        return [found[0], found[1], line("They were not recorded.")]
     found += _overlay(recorded, min(width - 6, 72))
     moved = rebinned(recorded.change.counts, min(width - 30, 48))
     drawn = "".join(" " if not count else height(count, max(moved)) for count in moved)
@@ -143,7 +143,8 @@ def after(opened: Opened, position: Position, width: int) -> list[RenderableType
             if one.rank_after == one.rank_before
             else f"{one.rank_before:,} → {one.rank_after:,}"
         )
-        arrow = Text("▲", ORANGE) if one.p_after > one.p_before else Text("▼", BLUE)
+        rose, fell = one.p_after > one.p_before, one.p_after < one.p_before
+        arrow = Text("▲", ORANGE) if rose else Text("▼", BLUE) if fell else Text("")
         parts = ["–" if p is None else probability(p) for p in (one.p_head, one.p_body)] if both else []
         table.add_row(marked(one), probability(one.p_before), probability(one.p_after), arrow, rank, *parts)
     found.append(indented(table))

@@ -223,8 +223,17 @@ def told(text: str) -> str:
 
 
 def total_norm(tensors: Sequence[torch.Tensor]) -> float:
-    """Norm of all tensors as one vector, made of the shards: one number goes between the ranks."""
-    own = torch.nn.utils.get_total_norm([local(tensor) for tensor in tensors]).item()
+    """Norm of all tensors as one vector, made of the shards: one number goes between the ranks. That of 16-bit
+    tensors is a float32, not rounded to their own type."""
+    parts = [local(tensor) for tensor in tensors]
+    norms = [
+        torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts if part.dtype.itemsize == 2
+    ]
+    if len(norms) < len(parts) or not parts:
+        norms.append(torch.nn.utils.get_total_norm([part for part in parts if part.dtype.itemsize != 2]))
+    own = (
+        norms[0] if len(norms) == 1 else torch.stack([norm.to(norms[0].device) for norm in norms]).norm()
+    ).item()
     if not any(isinstance(tensor, DTensor) for tensor in tensors):
         return own
     assert all(isinstance(tensor, DTensor) for tensor in tensors), "some weights are sharded, some are not"
