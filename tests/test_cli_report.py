@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,18 @@ def test_a_slide_becomes_a_file_beside_it(slide: Path, opened: Opened, surefoot:
     written = slide / "slide.html"
     assert written.read_text(encoding="utf-8") == render([Opened.load(slide)])
     assert said.out == f"{written}: {written.stat().st_size / 1e6:.2g} MB, 1 slide\n"
+
+
+def test_who_reads_needs_no_torch(run: Path) -> None:
+    slide = run / "slides" / "step-00000010"
+    code = (
+        "import sys, surefoot; from surefoot.cli import main\n"
+        f"surefoot.open_slide({str(slide)!r})\n"
+        f"for argv in (['report'], ['report', '--terminal'], ['worst']): main([argv[0], {str(run)!r}, *argv[1:]])\n"
+        "sys.exit(str({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.stderr.splitlines()[-1:] == ["set()"], said.stderr
 
 
 def test_a_run_becomes_a_file_with_its_slides(run: Path, surefoot: Surefoot) -> None:

@@ -7,11 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
-from surefoot.microscope.explain import Question
-from surefoot.microscope.explain import explain as explained
-from surefoot.microscope.lesson import lesson_options
 from surefoot.microscope.slide import Opened, Slide
 from surefoot.report.page import render
 
@@ -105,6 +101,12 @@ def explain(
 
     Raises UserError for what cannot be explained.
     """
+    # torch comes with these: who reads slides needs none.
+    from surefoot.config import SFTConfig
+    from surefoot.microscope.explain import Question
+    from surefoot.microscope.explain import explain as explained
+    from surefoot.microscope.lesson import lesson_options
+
     question = Question(
         prompt=prompt,
         completion=completion,
