@@ -127,16 +127,17 @@ function drawLayers(host, run) {
 
 function drawWorst(host, run) {
   if (!run.worst.length) return;
-  const names = { where: "row", text: "what it says", cost: "cost, nats", share: "share of all", first: "first visit", last: "last visit", mean: "mean" };
+  const names = { where: "row", cost: "cost, nats", share: "share of all", first: "first visit", last: "last visit", mean: "mean" };
   const body = panel(host, "worst", "Worst rows", "The rows that cost most: wrong labels, odd formats and hard questions gather here. Read them. First visit, last visit and mean are losses, in nats a token.");
   if (run.worst_note) note(body, `${capital(run.worst_note)}.`);
   for (const { title, remark, rows } of run.worst) {
     body.append(el("h3", {}, title));
     note(body, remark);
-    const keys = Object.keys(rows.find((row) => "text" in row) || rows[0]);
-    drawTable(body, keys.map((key) => {
+    const words = (where, row) => [breakable(where), row.text ? el("div", { class: "words" }, row.text) : ""];
+    drawTable(body, Object.keys(rows[0]).filter((key) => key !== "text").map((key) => {
+      if (key === "where") return { key, label: names.where, text: words };
       const number = rows.every((row) => row[key] === null || typeof row[key] === "number");
-      return { key, label: names[key] || key.replaceAll("_", " "), number, text: (v) => (number ? (key === "share" ? pct : fmt)(v) : v !== null && typeof v === "object" ? JSON.stringify(v) : v ?? "") };
+      return { key, label: names[key] || key.replaceAll("_", " "), number, text: (v) => (number ? (key === "share" ? pct : fmt)(v) : v !== null && typeof v === "object" ? JSON.stringify(v) : v) };
     }), rows, { caption: title, first: 10, find: "Find a row" });
   }
 }

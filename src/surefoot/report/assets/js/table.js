@@ -37,7 +37,7 @@ function drawTable(host, columns, rows, options = {}) {
       const sorted = column.key === by ? (falling ? "descending" : "ascending") : "none";
       heads[i].setAttribute("aria-sort", sorted);
     });
-    let order = rows.filter((row) => !word || columns.some((c) => String(row[c.key]).toLowerCase().includes(word)));
+    let order = rows.filter((row) => !word || [...columns.map((c) => row[c.key]), row.text].some((value) => String(value).toLowerCase().includes(word)));
     if (by) order = [...order].sort((a, b) => (falling ? -1 : 1) * compare(a[by], b[by]));
     const seen = all ? order : order.slice(0, first);
     body.replaceChildren(...seen.map((row) => el("tr", { class: row.strong ? "strong" : "" },
