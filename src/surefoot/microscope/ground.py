@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class Piece:
 class Across:
     """The other axis: `scale` · (drawn − `towards` · Δ), at a right angle to Δ and as long."""
 
-    file: IO[bytes]
+    file: FileIO
     """What was drawn, float32, an entry for each kept one."""
     towards: float
     scale: float
@@ -90,7 +91,7 @@ class Ground:
         self.across: Across | None = None
         """Set by `direction.lay_across`."""
         self._kept: dict[str, Kept] = {}
-        self._files: list[IO[bytes]] = []
+        self._files: list[FileIO] = []
         self._because: NoMountain | None = None
         self._ready = self._moved = False
 
@@ -104,7 +105,7 @@ class Ground:
         """The tensors, in the order in which they were kept."""
         return tuple(self._kept.values())
 
-    def file(self) -> IO[bytes]:
+    def file(self) -> FileIO:
         """A new file without a name in the folder, there until `close`. Raises OSError."""
         self._files.append(tempfile.TemporaryFile(dir=self.folder, buffering=0))  # noqa: SIM115
         return self._files[-1]
@@ -216,7 +217,7 @@ class Ground:
         """A piece before and after the update, on the CPU. Raises OSError."""
         return self.read(BEFORE, piece).to(dtype), self.read(AFTER, piece).to(dtype)
 
-    def write(self, file: IO[bytes], values: np.ndarray) -> None:
+    def write(self, file: FileIO, values: np.ndarray) -> None:
         """Write where the file stands, all of it. Raises OSError."""
         left = memoryview(values.data).cast("B") if values.size else b""
         while left:
@@ -294,11 +295,11 @@ class Ground:
             self.close()
             raise self.refused(error) from None
 
-    def _read(self, file: IO[bytes], place: int, into: torch.Tensor) -> torch.Tensor:
+    def _read(self, file: FileIO, place: int, into: torch.Tensor) -> torch.Tensor:
         left = memoryview(into.view(-1).view(torch.uint8).numpy().data)
         file.seek(place)
         while left:
-            count = file.readinto(left)  # type: ignore[attr-defined]
+            count = file.readinto(left)
             if not count:
                 raise OSError(f"{len(left)} bytes are missing")
             left = left[count:]
