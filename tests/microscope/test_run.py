@@ -307,11 +307,8 @@ def test_a_gradient_that_is_not_finite_on_an_opened_step(tmp_path: Path) -> None
         assert torch.equal(p, before[name]), name
 
 
-@pytest.mark.parametrize("slides", [[], [2]])
-def test_a_step_without_a_target_is_said(
-    slides: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = trainer(tmp_path, slides=slides)
+def second_without_a_target(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The second step's rows become one that has nothing to learn; returns what rows the steps asked for."""
     real, calls = Dataset.of_rows, []
 
     def of_rows(self: Dataset, rows: list[int]) -> list[Example]:
@@ -321,6 +318,15 @@ def test_a_step_without_a_target_is_said(
         return [Example(np.zeros(0, np.int32), np.array([7], np.int32), 0, "dataset[0]")]
 
     monkeypatch.setattr(Dataset, "of_rows", of_rows)
+    return calls
+
+
+@pytest.mark.parametrize("slides", [[], [2]])
+def test_a_step_without_a_target_is_said(
+    slides: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(tmp_path, slides=slides)
+    calls = second_without_a_target(monkeypatch)
     one.train()
     assert len(calls) == 4
     assert alerts(one) == alerts(one, "no target") == [2]

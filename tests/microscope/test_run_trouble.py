@@ -12,14 +12,22 @@ import pytest
 import torch
 
 from surefoot import SFTConfig, SFTTrainer, UserError
-from surefoot.data.dataset import Dataset
-from surefoot.data.rows import Example
 from surefoot.microscope import opening
 from surefoot.microscope.records import square
 from surefoot.microscope.slide import Opened
 from surefoot.train.step import NotFinite
 from tests import tiny
-from tests.microscope.test_run import ROWS, At, alerts, events, opened, run_of, told, trainer
+from tests.microscope.test_run import (
+    ROWS,
+    At,
+    alerts,
+    events,
+    opened,
+    run_of,
+    second_without_a_target,
+    told,
+    trainer,
+)
 
 
 def stopped(one: Any, at: int) -> None:
@@ -131,15 +139,7 @@ def test_a_wish_to_open_waits_for_a_step_that_has_a_target(
 ) -> None:
     asked = tmp_path / "run" / "open-next-step"
     one = trainer(tmp_path, callbacks=[At(1, asked.touch)])
-    real, calls = Dataset.of_rows, []
-
-    def of_rows(self: Dataset, rows: list[int]) -> list[Example]:
-        calls.append(rows)
-        if len(calls) != 2:
-            return real(self, rows)
-        return [Example(np.zeros(0, np.int32), np.array([7], np.int32), 0, "dataset[0]")]
-
-    monkeypatch.setattr(Dataset, "of_rows", of_rows)
+    second_without_a_target(monkeypatch)
     one.train()
     assert alerts(one, "no target") == [2]
     assert opened(one) == [3]
