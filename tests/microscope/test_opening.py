@@ -165,6 +165,7 @@ def test_an_update_that_does_not_come(tmp_path: Path) -> None:
     assert all(torch.equal(p, kept) for p, kept in zip(net.parameters(), before, strict=True))
     slide = found.slide
     assert (slide.loss_after, slide.promised, slide.obtained, slide.mountain) == (None, None, None, None)
+    assert slide.weights is None
     assert all(position.loss_after is None and position.kl is None for position in slide.positions)
     assert slide.headline.endswith("there was no update")
     path = found.save(tmp_path / "slide")

@@ -401,7 +401,7 @@ def test_the_way_back(name: str) -> None:
         weight = sum(float(trained[n][0].square().sum()) for n in names) ** 0.5
         moved = sum(float((trained[n][1] - trained[n][0]).square().sum()) for n in names) ** 0.5
         assert layer.weight_norm == near(weight)
-        if slide.optimizer is not None and slide.optimizer.refused is None and names:
+        if slide.optimizer.refused is None and names:
             assert layer.update_norm == near(moved)
             assert layer.update_ratio == near(moved / weight)
     assert sum(layer.share for layer in slide.layers) == near(1.0)
@@ -411,7 +411,6 @@ def test_the_way_back(name: str) -> None:
 def test_every_tensor_and_all_weights(name: str) -> None:
     opened, truth = run(name)
     slide, near = opened.slide, truth.near
-    assert slide.optimizer is not None
     refused = slide.optimizer.refused is not None
     assert refused == (CASES[name].own is not None)
     assert {tensor.name for tensor in slide.tensors} == set(truth.trained)
@@ -475,7 +474,7 @@ KEEPS = {"b": "momentum_buffer", "m": "exp_avg", "v": "exp_avg_sq"}
 def test_what_the_slope_promised_and_the_arithmetic_of_chosen_weights(name: str) -> None:
     opened, truth = run(name)
     slide, near = opened.slide, truth.near
-    if slide.optimizer is not None and slide.optimizer.refused is not None:
+    if slide.optimizer.refused is not None:
         return
     whole = truth.gradients.whole
     promised = sum(float((whole[n] * (new - old)).sum()) for n, (old, new) in truth.trained.items())
@@ -485,12 +484,10 @@ def test_what_the_slope_promised_and_the_arithmetic_of_chosen_weights(name: str)
     heights = dict(zip(slide.mountain.along, slide.mountain.losses, strict=True))
     assert heights[0.0] == near(sum(one.loss for one in truth.before))
     assert heights[1.0] == near(sum(one.loss for one in truth.after))
-    assert slide.optimizer is not None
     group = truth.parts[0].param_groups[0]
-    assert (slide.optimizer.learning_rate, slide.optimizer.updates_before) in (
-        (group["lr"], STEPS_BEFORE),
-        (group["lr"], 0),
-    )
+    assert slide.optimizer.learning_rate == group["lr"]
+    counts = any("step" in state for part in truth.parts for state in part.state.values())
+    assert slide.optimizer.updates_before == (STEPS_BEFORE if counts else 0)
     assert 2 <= len(slide.chosen) <= 4
     assert len({one.tensor for one in slide.chosen}) == len(slide.chosen)
     owner = {

@@ -63,7 +63,7 @@ def test_a_gradient_that_is_not_finite_opens_its_step(slides: list[int], tmp_pat
     assert "1 of 30 tensors: model.layers.1.mlp.up_proj.weight; rows: dataset[" in alert["message"]
     assert opened(one) == [2]
     slide = Opened.load(one.run.slides / "step-00000002").slide
-    assert "there was no update" in slide.headline and slide.optimizer is not None
+    assert "there was no update" in slide.headline and slide.weights is None
     assert [t.name for t in slide.tensors if not np.isfinite(t.grad_norm)] == [
         "model.layers.1.mlp.up_proj.weight"
     ]
@@ -104,6 +104,8 @@ def test_a_step_that_goes_uphill_by_its_momentum_is_not_called_too_long(tmp_path
     slides = [Opened.load(path).slide for path in sorted(one.run.slides.glob("*"))]
     uphill = [slide for slide in slides if slide.promised is not None and slide.promised > 0]
     assert uphill, "planted"
+    assert all(slide.alerts for slide in uphill if slide.obtained is not None and slide.obtained > 0)
+    assert any(slide.alerts for slide in uphill)
     for slide in slides:
         for said in slide.alerts:
             assert slide.promised is not None
@@ -132,6 +134,30 @@ def test_what_opening_took_is_not_the_steps_time(tmp_path: Path, monkeypatch: py
         assert 0 < event["step_seconds"] < 0.5
         assert event["tokens_per_second"] > 0
     assert all(event["open_seconds"] > 1.9 for event in events(one, "slide")), "four looks"
+
+
+def test_hooks_that_come_later_end_what_is_recorded(tmp_path: Path) -> None:
+    """A step hook would be called once a tensor: from then on nothing is recorded, rather than zeros."""
+    net = tiny.model("llama", torch.float32)
+    mine = torch.optim.SGD(net.parameters(), lr=1e-2)
+    calls: list[int] = []
+
+    def hook() -> None:
+        mine.register_step_post_hook(lambda *_: calls.append(1))
+
+    args = SFTConfig(
+        tmp_path / "run", max_steps=4, per_device_train_batch_size=4, use_cpu=True, precision="fp32",
+        save_strategy="no", tensors_every=1, slides=[3], slide_mountain="none",
+    )  # fmt: skip
+    one = SFTTrainer(
+        net, args, ROWS, processing_class=tiny.tokenizer(), callbacks=[At(1, hook)], optimizers=(mine, None)
+    )
+    one.train()
+    assert [event["step"] for event in events(one, "tensors")] == [1]
+    assert len(calls) == 3
+    slide = Opened.load(one.run.slides / "step-00000003").slide
+    assert slide.weights is None and "step hooks" in str(slide.optimizer.refused)
+    assert alerts(one, "no gradient") == []
 
 
 def test_a_wish_to_open_waits_for_a_step_that_has_a_target(

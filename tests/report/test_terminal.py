@@ -17,6 +17,7 @@ from rich.console import Console
 from surefoot import UserError
 from surefoot.microscope.panels import Influence, NoiseScale
 from surefoot.microscope.slide import Opened
+from surefoot.report import glyphs
 from surefoot.report.terminal import show
 from tests.report.sample_slide import VOCABULARY, sample
 from tests.report.samples import full
@@ -349,7 +350,7 @@ def test_weights_of_other_arithmetic_get_a_table_of_their_own() -> None:
 
 
 def test_an_update_that_was_refused() -> None:
-    assert "the update was refused" in panel(7, shown(changed("optimizer", None)))
+    assert "the update was refused" in panel(7, shown(changed("loss_after", None)))
     refused = changed("optimizer.refused", "its tensors are not independent")
     assert "Its arithmetic is not shown: its tensors are not independent." in panel(7, shown(refused))
 
@@ -595,3 +596,21 @@ def test_wide_characters_keep_columns() -> None:
     text = shown(changed("positions.0.candidates.3.token", " 加利福尼亚州首府是萨克拉门托"), 80)
     assert max(map(cell_len, text.splitlines())) <= 80
     assert "·加利福尼亚州首…" in panel(2, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (1234.5, 3, "1,234"),
+        (9999.7, 4, "10,000"),
+        (150.0, 2, "150"),
+        (999.9, 3, "1,000"),
+        (0.001234, 4, "0.001234"),
+        (-1.2e-7, 2, "−1.2e−07"),
+        (2e9, 3, "2e09"),
+    ],
+)
+def test_large_numbers_are_written_out(value: float, digits: int, text: str) -> None:
+    assert glyphs.number(value, digits) == text
+    if abs(value) >= 1:
+        assert glyphs.fixed(value, digits) == text

@@ -28,7 +28,7 @@ def headline(slide: Slide) -> str:
         said += f"; the slope promised {_signed(slide.promised)}, the step gave {_signed(slide.obtained)}"
     else:
         said += f" ({_signed(slide.obtained)})"
-    if slide.optimizer is not None and slide.optimizer.learning_rate == 0:
+    if slide.optimizer.learning_rate == 0:
         said += "; the learning rate was 0"
     elif slide.weights is not None:
         said += f"; {percent(slide.weights.lost_share)} of the changed weights are the same in bf16"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -12,6 +14,12 @@ INDEPENDENT = (
 )
 """Whose update of a tensor depends on that tensor's gradient, values and state alone. A class derived from one of
 these may do anything."""
+
+
+def refused(parts: Iterable[Optimizer]) -> str | None:
+    """Why the weights of these optimizers cannot be stepped one at a time, now; None if they can. Asked at each
+    step: hooks, state and gradients come and go."""
+    return next((why for part in parts if (why := refusal(part))), None)
 
 
 def refusal(optimizer: Optimizer) -> str | None:

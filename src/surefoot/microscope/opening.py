@@ -146,14 +146,9 @@ class Opening:
 
     # The update --------------------------------------------------------------------------------------------
 
-    def update(
-        self, optimizers: Optimizers, max_grad_norm: float, recorder: Recorder | None = None
-    ) -> Change:
-        """Clip and step, as `step.update` does. Raises NotFinite before anything is changed.
-
-        `recorder` is shown every tensor too, as in a step that is recorded but not opened.
-        """
-        self.look_at_gradient(optimizers, recorder)
+    def update(self, optimizers: Optimizers, max_grad_norm: float) -> Change:
+        """Clip and step, as `step.update` does. Raises NotFinite before anything is changed."""
+        self.look_at_gradient(optimizers)
         watch = self._watch
         assert watch is not None
         self._change = update(optimizers, max_grad_norm, watch if watch.refused is None else None)
@@ -161,7 +156,10 @@ class Opening:
         return self._change
 
     def look_at_gradient(self, optimizers: Optimizers, recorder: Recorder | None = None) -> None:
-        """What there is to say of the gradient before any update; all that there is, where none may follow."""
+        """What there is to say of the gradient before any update; all that there is, where none may follow.
+
+        `recorder` is shown every tensor too, as in a step that is recorded but not opened.
+        """
         if self._watch is not None:
             return
         started = time.perf_counter()
@@ -201,10 +199,11 @@ class Opening:
 
     def _developed(self, max_grad_norm: float) -> tuple[Slide, dict[str, np.ndarray]]:
         network, found, change, watch = self.network, self._found, self._change, self._watch
+        assert watch is not None, "look at the gradient first"
         later, after, parts, texts = None, None, None, None
         targets_after = None
         old_head = network.head
-        if change is not None and watch is not None:
+        if change is not None:
             capture = Capture(self.examples)
             later = capture.losses(network, self.budget, backprop=False, seed=self.seed)
             self._advance()
@@ -230,9 +229,9 @@ class Opening:
             self.wish.watched,
             self._speller,
         )
-        tensors = watch.tensors() if watch is not None else []
-        weights, counts = watch.weights() if watch is not None else (None, {})
-        promised = watch.slope if watch is not None and change is not None and watch.refused is None else None
+        tensors = watch.tensors()
+        weights, counts = watch.weights() if change is not None else (None, {})
+        promised = watch.slope if change is not None and watch.refused is None else None
         hill, surface = self._mountain(promised)
         grad_norm = change.grad_norm if change is not None else float("nan")
         slide = Slide(
@@ -241,7 +240,7 @@ class Opening:
             opened_because=self.wish.because,
             precision=self._precision(),
             headline="",
-            notes=[*self.notes, *(watch.notes if watch is not None else [])],
+            notes=[*self.notes, *watch.notes],
             alerts=[],
             loss_before=found.loss,
             loss_after=later.loss if later is not None else None,
@@ -258,8 +257,8 @@ class Opening:
             ),
             layers=layers(tensors, self._capture.rms()),
             tensors=tensors,
-            optimizer=watch.optimizer(change) if watch is not None else None,
-            chosen=watch.chosen if watch is not None else [],
+            optimizer=watch.optimizer(),
+            chosen=watch.chosen,
             weights=weights,
             mountain=hill,
             noise=noise_scales(self._capture.norms),

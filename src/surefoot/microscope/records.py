@@ -59,7 +59,7 @@ class Recorder:
         rate = float(turn.group["lr"])
         found, asked, lost = numbers(old, local(turn.weight), local(gradient), change.clip_factor, rate)
         self.found[turn.name] = found
-        if turn.weight.dtype.itemsize == 2:
+        if turn.weight.dtype == torch.bfloat16:
             self.narrow = self.narrow[0] + asked, self.narrow[1] + lost
 
     def event(self, step: int, names: Sequence[str]) -> TensorsEvent:

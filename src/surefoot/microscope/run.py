@@ -23,7 +23,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.rows import Example
 from surefoot.events import Event, RunFolder, SlideEvent
 from surefoot.microscope.ground import WeightsLost
-from surefoot.microscope.independent import refusal
+from surefoot.microscope.independent import refused
 from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.microscope.watchman import Alert, Watchman, event_of, few
@@ -53,14 +53,14 @@ class Microscope:
     ) -> None:
         self.run, self.args, self.network, self.tokenizer = run, args, network, tokenizer
         self.optimizers, self.model_name, self.watched = optimizers, model_name, tuple(watched)
-        self.names = [name for name, p in network.model.named_parameters() if p.requires_grad]
+        held = {id(p) for group in optimizers.groups() for p in group["params"]}
+        self.names = [name for name, p in network.model.named_parameters() if id(p) in held]
         self._told = told
         self.seconds = 0.0
         """What looking at the last step took besides the step."""
         self.watchman = Watchman(self.names)
         self._opening: Opening | None = None
         self._events: list[Event] = []
-        self._independent = all(refusal(part) is None for part in optimizers.parts)
         self._ignored = False
         """The file that asks for the next step is there, and cannot be taken away."""
 
@@ -87,7 +87,7 @@ class Microscope:
         if later:
             which = ", ".join(map(str, later))
             found.append(f"slides: the run has {total_steps:,} steps, so {which} will not be opened")
-        why = next((why for part in self.optimizers.parts if (why := refusal(part))), None)
+        why = refused(self.optimizers.parts)
         if why is not None and self.args.tensors_every:
             found.append(f"tensors are not recorded, nor is what becomes of each weight: {why}")
         return found
@@ -164,7 +164,7 @@ class Microscope:
     def update(self, step: int) -> Change:
         """Clip and step. Raises NotFinite before anything is changed; the slide is there all the same."""
         limit = self.args.max_grad_norm
-        recorder = Recorder() if self._independent and self._due(step) else None
+        recorder = Recorder() if self._due(step) and refused(self.optimizers.parts) is None else None
         if self._opening is not None:
             with self._luxury():
                 self._opening.look_at_gradient(self.optimizers, recorder)
@@ -180,7 +180,8 @@ class Microscope:
             self._refused(error, step)
             raise
         if recorder is not None and (self._opening is None or self._opening.failed is None):
-            self._events.append(recorder.event(step, self.names))
+            if self.args.tensors_every:
+                self._events.append(recorder.event(step, self.names))
             for alert in self.watchman.of_tensors(recorder, change):
                 self._alert(step, alert)
         self.watchman.moved |= change.learning_rate > 0
@@ -243,10 +244,11 @@ class Microscope:
         return self.watchman.said(step, alert)
 
     def _due(self, step: int) -> bool:
-        """Whether the tensors of this step are recorded: every N, the first, and the first that moves."""
+        """Whether the tensors of this step are looked at: every N, the first, and, for its alerts always, the first
+        that moves."""
         every, rate = self.args.tensors_every, self.optimizers.learning_rate
         moves = rate > 0 and not self.watchman.moved
-        return every > 0 and (moves or step == 1 or step % every == 0)
+        return moves or (every > 0 and (step == 1 or step % every == 0))
 
     def _write(self, opening: Opening, step: int) -> None:
         """Make the slide and keep it in the run folder. Neither a fault nor a full disk stops the run."""

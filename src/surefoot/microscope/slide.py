@@ -68,10 +68,10 @@ class Slide(Part):
     backward: Backward
     layers: list[Layer]
     tensors: list[TensorRecord]
-    optimizer: OptimizerRecord | None
-    """None where the update was refused before it began: loss or gradient were not finite."""
+    optimizer: OptimizerRecord
     chosen: list[ChosenWeight]
     weights: Weights | None
+    """None where there was no update, or it could not be watched."""
     mountain: Mountain | None = None
     noise: list[NoiseScale] = Field(default_factory=list)
     influence: list[Influence] = Field(default_factory=list)

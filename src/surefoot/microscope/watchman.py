@@ -120,8 +120,8 @@ class Watchman:
             said = f"{percent(lost / asked)} of the updates were lost to rounding: the weights are bf16. "
             alerts.append(Alert("lost updates", said + "precision=bf16 keeps them in fp32"))
         # Until the first update LoRA's A has no gradient, as its B is 0.
-        idle = {name for name, row in recorder.found.items() if row.zero_share == 1}
-        idle = idle if self.moved else set()
+        rows = {name: recorder.found.get(name) for name in self.names if self.moved}
+        idle = {name for name, row in rows.items() if row is None or row.zero_share == 1}
         if idle - self._idle:
             more = f" and {len(idle) - 1:,} other tensors" if len(idle) > 1 else ""
             alerts.append(Alert("no gradient", f"the gradient of {min(idle)}{more} is exactly 0"))

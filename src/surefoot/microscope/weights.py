@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from surefoot.microscope.arithmetic import TensorStep
 from surefoot.microscope.ground import Ground, NoMountain
 from surefoot.microscope.histogram import Counts
-from surefoot.microscope.independent import refusal
+from surefoot.microscope.independent import refused
 from surefoot.microscope.panels import ChosenWeight, OptimizerRecord, TensorRecord, Weights
 from surefoot.microscope.predict import Look
 from surefoot.microscope.records import Recorder, square
@@ -45,7 +45,7 @@ class WeightsWatch:
         recorder: Recorder | None,
         speller: Speller,
     ) -> None:
-        self.refused = next((why for part in optimizers.parts if (why := refusal(part))), None)
+        self.refused = refused(optimizers.parts)
         self.ground = ground if self.refused is None else None
         self.slope = 0.0
         """g·Δ over all weights so far, g not clipped."""
@@ -217,7 +217,7 @@ class WeightsWatch:
             head = replace(head, bias_V=as_shard(self._old_bias, head.bias_V))
         return replace(head, weight_VD=as_shard(self._old_head, head.weight_VD))
 
-    def optimizer(self, change: Change | None) -> OptimizerRecord:
+    def optimizer(self) -> OptimizerRecord:
         """Which arithmetic it was."""
         parts = self._optimizers.parts
         settings: dict[str, Any] = {}
@@ -226,10 +226,9 @@ class WeightsWatch:
                 for key, value in group.items():
                     if key not in ("params", "lr", "initial_lr") and _plain(value):
                         settings.setdefault(key, value)
-        lr = change.learning_rate if change is not None else float(parts[0].param_groups[0]["lr"])
         return OptimizerRecord(
             name=" and ".join(type(part).__name__ for part in parts),
-            learning_rate=lr,
+            learning_rate=self._optimizers.learning_rate,
             settings=settings,
             updates_before=self._updates_before,
             refused=self.refused,

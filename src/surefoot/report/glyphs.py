@@ -53,14 +53,14 @@ def number(value: float, digits: int = 4) -> str:
     """With so many significant digits and a true minus: 0.001234, −1.2e−07, 49,152."""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "NaN")
-    large = 1e4 <= abs(value) < 1e9
+    large = 10**digits <= round(abs(value)) < 1e9
     text = f"{value:,.0f}" if large else f"{value:.{digits}g}"
     return text.replace("-", "−").replace("e+", "e")
 
 
 def fixed(value: float, digits: int = 3) -> str:
     """As `number`, zeros at the end kept, so that columns line up: 1.50, 0.300."""
-    if not math.isfinite(value) or abs(value) >= 10**digits or 0 < abs(value) < 1e-4 or value == 0:
+    if not math.isfinite(value) or round(abs(value)) >= 10**digits or 0 < abs(value) < 1e-4 or value == 0:
         return number(value, digits)
     return f"{value:#.{digits}g}".rstrip(".").replace("-", "−")
 

@@ -113,7 +113,7 @@ def _without_prefix(name: str) -> str:
 def optimizer(opened: Opened, width: int) -> list[RenderableType]:
     """Panel 7: the optimizer's arithmetic for the chosen weights, line by line."""
     slide, recorded = opened.slide, opened.slide.optimizer
-    if recorded is None:
+    if slide.loss_after is None:
         refused = "It decides how far each weight goes. Here it was not asked: the update was refused."
         return heading("7  The optimizer", refused)
     settings = ", ".join(
