@@ -189,8 +189,21 @@ def test_adam_is_asked_with_the_runs_own_state() -> None:
     assert second.would_state == "the run's own, with weight decay in m and v"
 
 
+@pytest.mark.parametrize("cls", [torch.optim.Muon, torch.optim.Adafactor])
+def test_an_eps_that_is_not_adams_is_not_taken_for_it(cls: Any) -> None:
+    group = cls([torch.nn.Parameter(torch.ones(2, 2))]).param_groups[0]
+    assert (
+        would(1e-7, 0.0, 0.1, {**group, "weight_decay": 0.0}, None)[0] == would(1e-7, 0.0, 0.1, {}, None)[0]
+    )
+
+
 def test_a_weight_that_nothing_moves_would_not_move() -> None:
-    assert would(0.0, 0.0, 0.1, {"eps": 0.0}, None)[0] == {"sgd": 0.0, "adam": 0.0, "adamw": 0.0}
+    settings = {"betas": (0.9, 0.999), "eps": 0.0}
+    assert would(0.0, 0.0, 0.1, settings, None)[0] == {
+        "sgd": 0.0,
+        "adam": 0.0,
+        "adamw": 0.0,
+    }
     assert would(0.0, 2.0, 0.1, {"weight_decay": 0.5}, Moments(0.0, 0.0, 3))[0]["adamw"] == -0.1
 
 

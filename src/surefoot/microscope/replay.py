@@ -151,11 +151,12 @@ def would(
     """Δ that plain SGD, Adam without and AdamW with weight decay make of the clipped gradient `g`, and in words
     which state Adam and AdamW are given.
 
-    `settings`: the run's, such as a param_group; of them betas, eps and weight_decay are used where there.
+    `settings`: the run's, such as a param_group; of them weight_decay is used where there, and betas and eps if it
+    has betas (the eps of Muon or Adafactor is for something else).
     """
-    beta1, beta2 = map(float, settings.get("betas", BETAS))
-    eps = settings.get("eps", EPS)
-    eps = EPS if isinstance(eps, tuple | list) or eps is None else float(eps)
+    of_adam = "betas" in settings
+    beta1, beta2 = map(float, settings["betas"] if of_adam else BETAS)
+    eps = float(settings["eps"]) if of_adam else EPS
     decay = float(settings.get("weight_decay") or 0.0)
     if state is None:
         m, v, sentence = g, g * g, "none, as in a first step"
