@@ -430,8 +430,8 @@ def test_its_own_options_come_first(surefoot: Surefoot, capsys: pytest.CaptureFi
 
 
 def test_every_option_of_training_is_one_or_the_other() -> None:
-    """Those of one step are taken, those that change only the way to it too, the rest are refused by name."""
-    known = {*OF_ONE_STEP, "model_name_or_path", "optim", "micro_batch_tokens", "share_prefixes"}
+    """Those of one step are taken, the rest are refused by name."""
+    known = {*OF_ONE_STEP, "model_name_or_path", "optim"}
     assert set(OF_ONE_STEP) < set(Options.model_fields)
     for name, field in Options.model_fields.items():
         value = "sgd" if name == "optim" else field.get_default(call_default_factory=True)
@@ -445,8 +445,6 @@ def test_every_option_of_training_is_one_or_the_other() -> None:
 def test_longer_names_of_training_are_understood(tiny_folder: Path, surefoot: Surefoot) -> None:
     argv = ("explain", *ASK, "--json", *FLAT)
     short = surefoot(*argv, "--model", tiny_folder, "--optimizer", "adamw").json
-    long = surefoot(
-        *argv, "--model_name_or_path", tiny_folder, "--optim", "adamw_torch", "--share_prefixes"
-    ).json
+    long = surefoot(*argv, "--model_name_or_path", tiny_folder, "--optim", "adamw_torch").json
     assert {**short, "seconds": {}} == {**long, "seconds": {}}
     assert short["optimizer"]["learning_rate"] == 1e-4

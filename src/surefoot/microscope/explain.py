@@ -31,7 +31,9 @@ from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers, build, schedule
 from surefoot.train.progress import counting, working
+from surefoot.train.recompute import checkpoint_layers, decoder_layers
 from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare_network
+from surefoot.train.step import seed_of
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def explain(question: Question, args: SFTConfig, given: Sequence[str] = ()) -> E
         )
     with working("looking at the model"):
         network = prepare_network(prepared, [example], args)
+    checkpoint_layers(
+        prepared.model, len(decoder_layers(prepared.model)) if args.gradient_checkpointing else 0
+    )
     with counting("passes: one update, under the microscope") as told:
         opened = _open(question, args, prepared, network, optimizers, example, step, str(place), told, notes)
     return Explained(opened, prepared)
@@ -125,15 +130,14 @@ def _open(
         mountain=args.slide_mountain,
         extras=args.slide_extras,
     )
-    budget = max(args.micro_batch_tokens or 0, example.tokens)
     with _scratch() as folder:
         opening = Opening(
             network,
             prepared.tokenizer,
             [example],
-            budget,
+            example.tokens,
             step=step,
-            seed=args.seed * 1_000_003 + (step - 1) * 1_009,  # dropout as in the run's own step
+            seed=seed_of(args.seed, step - 1),
             wish=wish,
             model_name=name,
             scratch=folder,
@@ -194,7 +198,7 @@ def _continue(
     learning rate that its next step has unless that is given. Returns the number of the update that comes next."""
     if "optim" in given:
         checkpoint.load_weights(place, prepared.model)
-        return int(json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"]["step"]) + 1
+        return checkpoint.progress_of(place).step + 1
     steps = checkpoint.load(place, prepared.model, optimizers).step
     if "learning_rate" not in given:
         content = json.loads((place.resolve().parent.parent / "run.json").read_text(encoding="utf-8"))

@@ -31,8 +31,8 @@ OF_ONE_STEP = (
     *("slide_mountain", "slide_extras"),
 )
 """Options of training that make one step on one example what it is, in the order of the help."""
-_KNOWN = {*OF_ONE_STEP, "model_name_or_path", "optim", "micro_batch_tokens", "share_prefixes"}
-"""... and those that may be given: one example is a micro-batch, and shares its beginning with none."""
+_KNOWN = {*OF_ONE_STEP, "model_name_or_path", "optim"}
+"""... and those that explain has by other names."""
 _INSTEAD = {
     "resume_from_checkpoint": "to go on from a checkpoint, name its folder as the model",
     "output_dir": "no run is written; a slide and a model are, where you say so (html, save)",

@@ -53,15 +53,29 @@ def save(folder: Path, model: torch.nn.Module, optimizers: Optimizers, progress:
 
 def load(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> Progress:
     """Put weights and optimizer state back. Raises UserError when the checkpoint does not fit the model."""
+    progress, plain = _state(path)
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         weights = load_file(path / "weights.safetensors")
         tensors = load_file(path / "optimizer.safetensors")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint that can be read: {error}") from None
     load_weights(path, model, weights)
-    optimizers.load_state(tensors, content["optimizer"])
-    return Progress(**content["progress"])
+    optimizers.load_state(tensors, plain)
+    return progress
+
+
+def progress_of(path: Path) -> Progress:
+    """Where the run was. Raises UserError when the checkpoint cannot be read."""
+    return _state(path)[0]
+
+
+def _state(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """What of a checkpoint is no tensor: the progress, and the plain values of the optimizer's state."""
+    try:
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return Progress(**content["progress"]), content["optimizer"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a checkpoint that can be read: {error}") from None
 
 
 def load_weights(path: Path, model: torch.nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:

@@ -55,6 +55,11 @@ Seen = Callable[[Forest, TargetStats], None]
 so some have no examples."""
 
 
+def seed_of(seed: int, step: int) -> int:
+    """What the random numbers of a run's step (dropout) follow from; `step` is 0 at first."""
+    return seed * 1_000_003 + step * 1_009
+
+
 def divisor_of(examples: Sequence[Example]) -> float:
     """Sum of the targets' weights: what a step's loss is divided by, once."""
     return float(sum(e.weight * e.targets for e in examples))

@@ -36,7 +36,7 @@ from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
 from surefoot.train.selfcheck import quick
 from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
-from surefoot.train.step import Change, Losses, NotFinite
+from surefoot.train.step import Change, Losses, NotFinite, seed_of
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -129,7 +129,7 @@ class SFTTrainer:
 
     def _backprop(self, between: Between, examples: list[Example], step: int) -> Losses:
         """Predict, compare, and add up the gradient of the step's loss; dropout follows from (seed, step)."""
-        budget, seed = self.progress.micro_batch_tokens, self.args.seed * 1_000_003 + step * 1_009
+        budget, seed = self.progress.micro_batch_tokens, seed_of(self.args.seed, step)
         return between.microscope.losses(examples, step + 1, budget, seed)
 
     def _update(self, between: Between, examples: list[Example], step: int) -> Change:
