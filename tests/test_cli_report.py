@@ -50,6 +50,18 @@ def test_a_slide_becomes_a_file_beside_it(slide: Path, opened: Opened, surefoot:
     assert said.out == f"{written}: {written.stat().st_size / 1e6:.2g} MB, 1 slide\n"
 
 
+def test_the_position_that_a_slide_looks_at_is_shown(
+    opened: Opened, surefoot: Surefoot, tmp_path: Path
+) -> None:
+    second = Opened(slide=opened.slide.model_copy(update={"looked_at": 1}), arrays=opened.arrays)
+    folder = second.save(tmp_path / "second")
+    shown = [
+        surefoot("report", folder, "--terminal", *more).out
+        for more in ([], ["--position", 1], ["--position", 0])
+    ]
+    assert shown[0] == shown[1] != shown[2]
+
+
 def test_who_reads_needs_no_torch(run: Path) -> None:
     slide = run / "slides" / "step-00000010"
     code = (
@@ -152,6 +164,8 @@ def test_what_cannot_be_reported(
         (["report", "empty"], "empty is no run (no run.json) and no slide (no slide.json)"),
         (["report", tiny_run, "--terminal"], f"{tiny_run} has no slides. Train with --slides 10,20"),
         (["report", slide, "--terminal", "--position", "3"], "position 3: the slide has no such position"),
+        (["report", slide, "--position", "0"], "position: chooses a prediction for --terminal"),
+        (["report", slide, "--terminal", "--json", "--position", "0"], "position: chooses a prediction"),
         (["report", slide, "--position", "-1"], "position: Input should be greater than or equal to 0"),
         (["report", slide, "-o", "no/such/x.html"], "no/such/x.html cannot be written: No such file"),
         (["report", slide, "-o", "empty"], "empty cannot be written: Is a directory"),

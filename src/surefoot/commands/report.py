@@ -31,8 +31,8 @@ class ReportOptions(BaseModel):
     """The HTML file to write; -o is short for it. Default: report.html in the run, slide.html in the slide."""
     terminal: bool = False
     """Print the slide here (of a run: its newest) instead of writing a file; with --json, its numbers."""
-    position: int = Field(0, ge=0)
-    """With --terminal: which of the slide's predictions to look at, from 0."""
+    position: int | None = Field(None, ge=0)
+    """With --terminal: which of the slide's predictions to look at, from 0. Default: the one that it looks at."""
 
 
 def run(argv: list[str]) -> int:
@@ -45,6 +45,8 @@ def run(argv: list[str]) -> int:
         positional={"what": ("?", "a run folder, or a slide's folder in its slides/")},
     )
     options = checked(ReportOptions, parsed.options)
+    if options.position is not None and (parsed.json or not options.terminal):
+        raise UserError("position: chooses a prediction for --terminal; a file and --json have them all")
     if parsed.positional["what"] is None:
         raise UserError("surefoot report RUN, or surefoot report SLIDE: which folder?")
     folder = Path(parsed.positional["what"]).expanduser()
@@ -99,7 +101,7 @@ def _newest(whole: Run) -> Opened:
     return Opened.load(whole.slides[-1])
 
 
-def _print(opened: Opened, position: int, *, as_json: bool) -> None:
+def _print(opened: Opened, position: int | None, *, as_json: bool) -> None:
     if as_json:
         print(opened.slide.model_dump_json())
     else:

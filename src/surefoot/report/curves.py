@@ -82,7 +82,7 @@ def _means_around(steps: list[dict[str, Any]], reach: int) -> list[float | None]
 
 
 def _thinned(steps: list[dict[str, Any]], marked: set[int]) -> list[dict[str, Any]]:
-    """Steps with the highest and the lowest loss of every stretch, and those marked: spikes stay."""
+    """Steps with the highest and the lowest loss of every stretch, those marked, and the run's two ends."""
     if len(steps) <= MOST_STEPS:
         return steps
     stretch = math.ceil(len(steps) / (MOST_STEPS // 2))
@@ -92,7 +92,7 @@ def _thinned(steps: list[dict[str, Any]], marked: set[int]) -> list[dict[str, An
         losses = {i: number(steps[i].get("loss")) for i in part}
         # Not a number is worth seeing more than any spike.
         size = {i: math.inf if x is None or not math.isfinite(x) else x for i, x in losses.items()}
-        ends = {min(part, key=size.__getitem__), max(part, key=size.__getitem__)}
+        ends = {min(part, key=size.__getitem__), max(part, key=size.__getitem__), 0, len(steps) - 1}
         kept += [steps[i] for i in part if i in ends or steps[i]["step"] in marked]
     return kept
 

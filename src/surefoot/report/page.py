@@ -140,12 +140,13 @@ def _run(run: Run, slides: list[Opened]) -> dict[str, Any]:
         problems.append(f"{missing} of {len(run.slides)} slides could not be read")
     try:
         worst = worst_rows(run.events, WORST)
-        places = {row.where for rows in (worst.cost_most, worst.rose, worst.never_learned) for row in rows}
-        texts = read_texts(RunFolder(run.path), places, files_only=True)
-        found["worst"], found["worst_note"] = _worst(worst, texts), texts.note
     except (TypeError, ValueError, AttributeError):
         found["worst"] = []
         problems.append("the examples of some steps are no (row, sum of -log p, tokens): no worst rows")
+    else:
+        places = {row.where for rows in (worst.cost_most, worst.rose, worst.never_learned) for row in rows}
+        texts = read_texts(RunFolder(run.path), places, files_only=True)
+        found["worst"], found["worst_note"] = _worst(worst, texts), texts.note
     found["problems"] = problems
     return found
 
@@ -167,7 +168,7 @@ def _worst(found: WorstRows, texts: Texts) -> list[dict[str, Any]]:
     def told(row: RowCost) -> dict[str, Any]:
         words = texts.short.get(row.where)
         text = {} if words is None else {"text": textwrap.shorten(words, MOST_TEXT, placeholder=" …")}
-        return {"where": row.where, **text, **dataclasses.asdict(row)}
+        return {**dataclasses.asdict(row), **text}
 
     return [
         {"title": title, "remark": remark, "rows": [told(row) for row in rows]}
