@@ -19,6 +19,7 @@ import screens
 import surefoot
 from surefoot.microscope.panels import Position
 from surefoot.microscope.slide import Slide
+from surefoot.report.terminal_parts import notable
 
 HERE = Path(__file__).resolve().parent
 QUESTION, ANSWER = "What is the capital of California?", "Sacramento"
@@ -65,7 +66,8 @@ def reflowed(text: str) -> str:
 
 def predictions(position: Position) -> str:
     """The likeliest five, the target and the watched."""
-    likely = [c for c in position.candidates if c.rank_before <= 5 or c.is_target or c.is_watched]
+    likely = notable(position, 5)
+    hidden = [c for c in position.candidates if c not in likely]
     rows = []
     for c in likely:
         name = f"**{shown(c.token)}**" if c.is_target else shown(c.token)
@@ -80,9 +82,16 @@ def predictions(position: Position) -> str:
             ]
         )
     rest = position.rest
-    raw = rest.error / position.weight
-    others = f"all other {rest.tokens:,} together"
-    rows.append([others, number(rest.p_before), "", number(raw), number(rest.error), number(rest.p_after)])
+    before, error, after = (
+        math.fsum([of_rest or 0.0, *of_hidden])
+        for of_rest, of_hidden in (
+            (rest.p_before, [c.p_before for c in hidden]),
+            (rest.error, [c.error for c in hidden]),
+            (rest.p_after, [c.p_after or 0.0 for c in hidden]),
+        )
+    )
+    others = f"all other {rest.tokens + len(hidden):,} together"
+    rows.append([others, number(before), "", number(error / position.weight), number(error), number(after)])
     head = ["token", "p before", "rank", "p − y", f"× {number(position.weight)}", "p after"]
     return table(head, rows)
 
@@ -97,7 +106,7 @@ def page(slide: Slide) -> str:
     whole = next(r for r in slide.head.rows if r.id == target.id)
     chosen = slide.chosen[-1]
     weights, hill, optimizer = slide.weights, slide.mountain, slide.optimizer
-    assert weights is not None and hill is not None and optimizer is not None
+    assert weights is not None and hill is not None
     texts = [
         [f"“{t.text}”", str(len(t.tokens)), number(t.p_before), number(t.p_after)] for t in slide.watched
     ]
@@ -106,7 +115,6 @@ def page(slide: Slide) -> str:
         [layer.name, number(layer.hidden_grad_rms), number(layer.grad_norm) if layer.weight_norm else "–"]
         for layer in slide.layers
     ]
-    shares = {stage.name: stage for stage in chosen.stages}
     return f"""# One step, opened
 
 *Written by `python docs/one_step.py` from a real step of SmolLM2-135M-Instruct. Every number on this page is of that
@@ -208,7 +216,7 @@ length. One weight of the {weights.count:,}, `{chosen.tensor}{chosen.index}` ({c
                 ["before", number(chosen.before, 7)],
                 *[
                     [f"{name}" + (f" = {s.formula}" if s.formula else ""), number(s.value, 5)]
-                    for name, s in shares.items()
+                    for name, s in ((stage.name, stage) for stage in chosen.stages)
                 ],
                 ["after", number(chosen.after, 7)],
             ],

@@ -24,6 +24,10 @@ def test_the_lessons_numbers_are_those_of_the_step(monkeypatch: pytest.MonkeyPat
     written = (DOCS / "one-step.md").read_text(encoding="utf-8")
     made = one_step.reflowed(one_step.page(one_step.worked_case().slide))
     sys.modules.pop("one_step")
+    (rows,) = re.findall(r"\| token \| p before .*?\n\n", written, flags=re.DOTALL)
+    cells = [line.split("|")[1:-1] for line in rows.strip().splitlines()[2:]]
+    for column, whole in ((1, 1.0), (3, 0.0), (4, 0.0), (5, 1.0)):  # p before, p − y, weighted, p after
+        assert sum(value(row[column].strip()) for row in cells) == pytest.approx(whole, abs=2e-3)
     told = [" ".join(NUMBER.sub("N", text).split()) for text in (written, made)]
     assert told[0] == told[1], "the page is not as its template makes it: run python docs/one_step.py"
     numbers = [[value(number) for number in NUMBER.findall(text)] for text in (written, made)]
