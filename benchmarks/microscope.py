@@ -1,6 +1,6 @@
 """What the microscope costs a step: what every step writes, what every N-th records, an opened step.
 
-    python -m benchmarks.microscope [gsm8k | gsm8k-lora | banking77 | FILE] [--rounds 5]
+    python -m benchmarks.microscope (WORKLOAD | --data FILE) [--rounds 5]
 
 One process trains; plain, recorded and opened steps take turns, on the same rows, so that a machine's moods fall on
 all of them. Prints a table and writes `results/microscope.json`, an entry a workload:
@@ -168,7 +168,6 @@ def measure(workload: workloads.Workload, model: str, root: Path, rounds: int) -
         "opened_steps": median(seconds["opened"]) / plain,
         "prompts_steps": median(seconds["prompts"]) / plain,
         "opened_with_a_cut_steps": median(seconds["opened with a cut"]) / plain,
-        "slots": sum(e.tokens - 1 for e in examples[: workload.rows_per_step]),
     }
 
 
@@ -180,6 +179,8 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="folder of the data sets (or SUREFOOT_DATA)")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    if args.steps is not None:
+        parser.error("--steps: here it is --rounds")
     workload = chosen(args)
     found = measure(workload, args.model, workloads.data_root(args.data_root), args.rounds)
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
