@@ -504,7 +504,6 @@ def test_a_slide_of_which_only_the_first_half_was_measured() -> None:
         "loss_after",
         "promised",
         "obtained",
-        "optimizer",
         "weights",
         "mountain",
         "positions.0.loss_after",
