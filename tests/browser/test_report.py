@@ -319,3 +319,16 @@ def test_a_phone_and_a_printer_show_all(show: Open, run_page: str) -> None:
     assert page.locator("canvas").evaluate_all(PIXELS) != before
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", pdf)) > 5
+
+
+def test_a_step_without_an_update_has_its_page(show: Open, slide: Opened) -> None:
+    """As after a gradient that was not finite."""
+    none = dict.fromkeys(("loss_after", "promised", "obtained", "weights", "mountain"))
+    after = dict.fromkeys(("loss_after", "rank_after", "kl"))
+    positions = [position.model_copy(update=after) for position in slide.slide.positions]
+    half = slide.slide.model_copy(update={**none, "chosen": [], "positions": positions})
+    page = show(render([Opened(slide=half, arrays=slide.arrays)]))
+    assert page.locator("#weights, #mountain").count() == 0
+    assert page.locator("#backward canvas").count() > 0
+    said = page.locator("#optimizer").inner_text()
+    assert slide.slide.optimizer.name in said and "the update was refused" in said

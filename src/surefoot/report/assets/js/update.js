@@ -45,6 +45,7 @@ function drawBackward(body, slide) {
 
 function drawOptimizer(body, slide) {
   const { optimizer, chosen } = slide;
+  if (slide.loss_after === null) note(body, "Here it was not asked: the update was refused.");
   const states = new Set();
   const settings = Object.entries(optimizer.settings).filter(([, value]) => value !== null && value !== false).map(([key, value]) => `${key} ${typeof value === "number" ? fmt(value) : JSON.stringify(value)}`);
   tiles(body, [
