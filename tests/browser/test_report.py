@@ -324,7 +324,7 @@ def test_a_phone_and_a_printer_show_all(show: Open, run_page: str) -> None:
 def test_a_step_without_an_update_has_its_page(show: Open, slide: Opened) -> None:
     """As after a gradient that was not finite."""
     none = dict.fromkeys(("loss_after", "promised", "obtained", "weights", "mountain"))
-    after = dict.fromkeys(("loss_after", "rank_after", "kl"))
+    after: dict[str, None] = dict.fromkeys(("loss_after", "rank_after", "kl"))
     positions = [position.model_copy(update=after) for position in slide.slide.positions]
     half = slide.slide.model_copy(update={**none, "chosen": [], "positions": positions})
     page = show(render([Opened(slide=half, arrays=slide.arrays)]))
