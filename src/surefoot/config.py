@@ -107,6 +107,9 @@ class SFTConfig(BaseModel):
     """Longest example in tokens. Default: what the model's positions allow."""
     overlength: Literal["drop", "error", "cut"] = "drop"
     """What to do with a longer example: drop it, stop, or cut its completion's end (and its turn end)."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with rows that cannot be read or learned: say what is wrong with the first 20 and stop before any
+    training, or leave them out and list them in the ledger."""
 
     # Optimisation
     output_dir: str = "runs/sft"

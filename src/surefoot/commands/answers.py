@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from surefoot.data.formats import Format, detect, to_record
+from surefoot.data.badrows import BadRows, OnBadRow, RowError
+from surefoot.data.dataset import records
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Conversation, Example, Record
 from surefoot.data.sources import open_source
@@ -87,23 +88,24 @@ class Question:
     want: str | None = None
 
 
-def questions(answerer: Answerer, data: str, columns: dict[str, str], limit: int) -> list[Question]:
+def questions(
+    answerer: Answerer, data: str, columns: dict[str, str], limit: int, on_bad_row: OnBadRow = "stop"
+) -> list[Question]:
     """The last learned turn of each of the first `limit` rows, as this model is asked for it."""
     renderer = Renderer(answerer.tokenizer, max_length=1 << 30, last_turn_only=True)
+    bad = BadRows(renderer.ledger, on_bad_row)
     found: list[Question] = []
-    shape: Format | None = None
-    for row in islice(open_source(data), limit):
-        shape = shape or detect(row, columns)
-        record = to_record(row, shape)
-        for example in renderer.examples([(record, row.where)]):
+    for record, where in islice(records(open_source(data), renderer.ledger, columns), limit):
+        for example in renderer.examples([(record, where)], bad=bad):
             want = str(answerer.tokenizer.decode(example.completion_ids, skip_special_tokens=True))
             found.append(Question(example.prompt_ids, _shown(record, answerer, example), want))
+    bad.check(renderer.ledger.rows)
     if not found:
         raise UserError(f"{data}: no assistant turn in its first {limit} rows, so there is nothing to ask")
     return found
 
 
-def _shown(record: Record, answerer: Answerer, example: Example) -> str:
+def _shown(record: Record | RowError, answerer: Answerer, example: Example) -> str:
     if isinstance(record, Conversation):
         asked = record.messages[record.supervised[-1] - 1] if record.supervised[-1] else {}
         return str(asked.get("content", ""))

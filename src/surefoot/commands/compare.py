@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -32,6 +32,8 @@ class CompareOptions(BaseModel):
     """At most so many rows."""
     max_new_tokens: int = Field(64, gt=0)
     """Longest answer, in tokens."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with rows that cannot be read or learned: stop, or leave them out."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
 
@@ -82,7 +84,8 @@ def compare(before: str, after: str, options: CompareOptions) -> dict[str, Any]:
     for name in (before, after):
         answerer = Answerer(name, options.use_cpu)
         if options.data is not None:
-            asked = questions(answerer, options.data, options.columns, options.limit)
+            data, on_bad_row = options.data, options.on_bad_row
+            asked = questions(answerer, data, options.columns, options.limit, on_bad_row)
         else:
             texts = options.prompt
             asked = [Question(answerer.prompt_ids([{"role": "user", "content": t}]), t) for t in texts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +30,8 @@ class EvaluateOptions(BaseModel):
     """As in training: bf16 or fp32 matrix products."""
     max_length: int | None = Field(None, gt=1)
     """Longest example in tokens."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with rows that cannot be read or learned: stop, or leave them out."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
 

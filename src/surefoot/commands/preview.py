@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -33,6 +34,8 @@ class PreviewOptions(BaseModel):
     """Learn only the last assistant turn of a conversation."""
     chat_template_path: str | None = None
     """Another chat template than the model's."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with rows that cannot be read or learned: stop, or list them in the ledger."""
 
 
 def run(argv: list[str]) -> int:
@@ -69,7 +72,13 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
         completion_only_loss=options.completion_only_loss,
         last_turn_only=options.last_turn_only,
     )
-    data = read(open_source(path), renderer, columns=options.columns, cache=cache_folder() / "examples")
+    data = read(
+        open_source(path),
+        renderer,
+        columns=options.columns,
+        on_bad_row=options.on_bad_row,
+        cache=cache_folder() / "examples",
+    )
     shown = data.examples[: options.limit]
     if as_json:
         examples = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from surefoot.data.badrows import RowError
 from surefoot.data.formats import to_record
 from surefoot.data.rows import Conversation, PlainText, Record, Row
 from surefoot.data.shapes import detect
@@ -64,14 +66,17 @@ def _open(name: str, config: dict[str, Any]) -> Source:
 def _read(source: Source, config: dict[str, Any], wanted: set[str]) -> Texts:
     texts, shape = Texts(source.name), None
     columns, text_field = config.get("columns") or {}, config.get("dataset_text_field") or "text"
-    for row in source:
+    for row in source.rows():
         if len(texts.whole) == len(wanted):
             break
-        try:
-            # As in training, the first row tells what shape all have.
-            shape = shape or detect(row, columns, text_field)
-        except UserError:  # shaped by a function in Python
-            shape = None
+        if isinstance(row, RowError):
+            continue
+        if shape is None:
+            # As in training, the first row that is right tells what shape all have.
+            with suppress(UserError):  # shaped by a function in Python
+                found = detect(row, columns, text_field)
+                to_record(row, found)
+                shape = found
         if row.where in wanted:
             record = None if shape is None else to_record(row, shape)
             texts.whole[row.where], texts.short[row.where] = _words(record, row)

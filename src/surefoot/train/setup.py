@@ -139,6 +139,7 @@ def read_data(
             text_field=args.dataset_text_field,
             formatting=formatting,
             at_most=at_most,
+            on_bad_row=args.on_bad_row,
             seen=lambda rows: bar.update(task, completed=rows),
             cache=cache_folder() / "examples",
         )
