@@ -87,7 +87,10 @@ def test_formatting_func_may_return_a_text_or_a_row() -> None:
 def test_formatting_func_that_returns_something_else() -> None:
     with pytest.raises(UserError) as caught:
         dataset([{"a": 1}], formatting=lambda row: [row])
-    assert str(caught.value) == ("dataset[0]: formatting_func returned list; it must return a text or a dict")
+    assert str(caught.value) == (
+        "dataset[0]: formatting_func returned list; it must return a text or a dict of columns. "
+        'The row begins: {"a": 1}'
+    )
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3, 9])
@@ -118,8 +121,9 @@ def test_nothing_to_learn_says_why() -> None:
     with pytest.raises(UserError) as caught:
         dataset([CHAT, CHAT, SILENT], max_length=5)
     assert str(caught.value) == (
-        "dataset: nothing to learn in any of 3 rows: 1 × no assistant turn to learn; "
-        "4 × longer than max_length 5"
+        "dataset: nothing to learn in any of 3 rows: 1 × no assistant turn to learn (dataset[2]); 4 × longer than "
+        "max_length 5 (dataset[0], ...). Write conversations in which an assistant message follows a user's. "
+        "Raise max_length, or shorten the rows."
     )
 
 

@@ -157,7 +157,7 @@ def test_plain_shapes(row: dict[str, Any], parts: list[str]) -> None:
     ({"input_ids": []}, ["column 'input_ids' has no tokens"]),
     ({"input_ids": [1, 2.0]}, ["input_ids[1] is 2.0. Write whole numbers only."]),
     ({"input_ids": [True]}, ["input_ids[0] is True"]),
-    ({"input_ids": [1, -1]}, ["the token id -1", "never negative"]),
+    ({"input_ids": [1, -1]}, ["the token id -1", "Ids are from 0"]),
     ({"input_ids": [1, 2], "labels": [1]}, ["column 'labels' has 1 values, and 'input_ids' has 2"]),
     ({"input_ids": [1, 2], "labels": [2, -100]},
      ["labels[0] is 2, but input_ids[0] is 1", "not shifted", "-100"]),

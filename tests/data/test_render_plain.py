@@ -132,7 +132,8 @@ def test_overlength() -> None:
     assert [example.where for example in examples] == ["rows:2"]
     assert ledger.dropped == {"longer than max_length 5": ["rows:1"]}
     assert error_of(tokenizer, short, long, max_length=5, overlength="error") == (
-        "rows:2: 6 tokens, more than max_length 5. Raise max_length, or choose overlength: drop or cut"
+        "rows:2: 6 tokens, more than max_length 5. Raise max_length, or choose overlength: drop or cut. "
+        'The row begins: {"input_ids": [5, 5, 5, 5, 5, 5]}'
     )
     examples, ledger = render(tokenizer, long, short, max_length=5, overlength="cut")
     assert [example.completion_ids.tolist() for example in examples] == [[5, 5], [6]]

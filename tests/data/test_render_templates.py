@@ -207,9 +207,9 @@ def test_llama3_leaves_out_the_text_beside_a_call_and_the_ledger_says_so() -> No
 
 def test_llama3_refuses_two_calls_at_once() -> None:
     said = error_of(llama3(), user("Rain?"), assistant(tool_calls=[call("Paris"), call("Rome")]))
-    assert said == (
+    assert said.startswith(
         "rows:2: the model's chat template refuses this conversation: This model only supports single "
-        "tool-calls at once!"
+        'tool-calls at once! The row begins: [{"role": "user", "content": "Rain?"}'
     )
 
 
@@ -234,7 +234,9 @@ def test_gemma_ends_turns_with_another_token_than_eos() -> None:
 
 def test_gemma2_has_no_system_role() -> None:
     said = error_of(gemma(templates.GEMMA2), system("Be kind."), user("Hi"), assistant("Hello!"))
-    assert said == "rows:2: the model's chat template refuses this conversation: System role not supported"
+    assert said.startswith(
+        "rows:2: the model's chat template refuses this conversation: System role not supported. The row begins: "
+    )
 
 
 def test_gemma2_refuses_two_answers_in_a_row() -> None:

@@ -9,19 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
+from surefoot.data.badrows import BadRows, OnBadRow, RowError
 from surefoot.data.cache import Spool, find, key
 from surefoot.data.formats import Format, detect, to_record
 from surefoot.data.ledger import Ledger
+from surefoot.data.messages import problem
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Example, Record, Row
 from surefoot.data.sources import Source
 from surefoot.data.store import Stored
+from surefoot.data.turns import NO_QUESTION, NO_TOKEN, NO_TOOL_CALLS, NO_TURN
 from surefoot.errors import UserError
 
 Formatting = Callable[..., object]
 """A user's function from a row's columns to a row of a known shape, or to plain text."""
 
 
+LOOKED_AT = 1_000
+"""Rows without a known shape after which no other is expected to have one."""
 WORTH_SECONDS = 1.0
 """What is tokenised quicker than this is not kept for the next run."""
 
@@ -73,6 +78,7 @@ def read(
     text_field: str = "text",
     formatting: Formatting | None = None,
     at_most: int | None = None,
+    on_bad_row: OnBadRow = "stop",
     seen: Callable[[int], None] = lambda rows: None,
     cache: Path | None = None,
     worth_seconds: float = WORTH_SECONDS,
@@ -80,23 +86,31 @@ def read(
     """Read, recognise, render and tokenise every row of `source`; or find all that in `cache`.
 
     `at_most` stops once so many rows have something to learn (for streams); `seen` is told how many rows are
-    through. What took `worth_seconds` is kept in the folder `cache` (nowhere if it is None), but not what a
+    through. `on_bad_row`: stop raises the first bad rows together, once all are read; skip drops each, and the
+    ledger says why. What took `worth_seconds` is kept in the folder `cache` (nowhere if it is None), but not what a
     stream or a `formatting` function gave: whether they would give it again is not known.
     Raises UserError when there is nothing to learn in any row.
     """
     started, keep_as = time.perf_counter(), None
     if cache is not None and formatting is None:
-        keep_as = key(source, renderer, {"columns": columns, "text_field": text_field, "at_most": at_most})
+        keep_as = key(
+            source,
+            renderer,
+            {"columns": columns, "text_field": text_field, "at_most": at_most, "on_bad_row": on_bad_row},
+        )
         if keep_as is not None and (found := find(cache / keep_as)) is not None:
             return Dataset(*found, source.fingerprint, from_cache=True)
     ledger, last = renderer.ledger, -1
+    bad = BadRows(ledger, on_bad_row)
     with Spool(cache) as spool:
-        records = _records(source, ledger, columns, text_field, formatting)
-        for example in renderer.examples(records, at_most):
+        said = records(source, ledger, columns, text_field, formatting)
+        for example in renderer.examples(said, at_most, bad):
             if example.row != last:
                 last = example.row
                 seen(last + 1)
-            spool.add(example)
+            if not bad.count:
+                spool.add(example)
+        bad.check(ledger.rows)
         if not len(spool):
             raise UserError(_nothing(ledger))
         if time.perf_counter() - started < worth_seconds:
@@ -105,37 +119,74 @@ def read(
     return Dataset(stored, ledger, source.fingerprint, notes=tuple(spool.notes))
 
 
-def _records(
+def records(
     source: Source,
     ledger: Ledger,
     columns: dict[str, str],
-    text_field: str,
-    formatting: Formatting | None,
-) -> Iterator[tuple[Record, str]]:
+    text_field: str = "text",
+    formatting: Formatting | None = None,
+) -> Iterator[tuple[Record | RowError, str]]:
+    """What each row says, or its error, and where it stands; the first row that is right decides the shape."""
     ledger.source = source.name
     shape: Format | None = None
-    for row in source:
-        if formatting is not None:
-            row = _formatted(row, formatting)
-        if shape is None:
-            shape = detect(row, columns, text_field)
-            ledger.shape = shape.describe()
-        yield to_record(row, shape), row.where
+    unknown = 0
+    first: RowError | None = None
+    for row in source.rows():
+        try:
+            if isinstance(row, RowError):
+                raise row
+            if formatting is not None:
+                row = _formatted(row, formatting)
+            try:
+                found = shape or detect(row, columns, text_field)
+            except RowError as error:
+                first, unknown = first or error, unknown + 1
+                if unknown == LOOKED_AT:
+                    break
+                raise
+            record = to_record(row, found)
+        except RowError as error:
+            yield error.with_traceback(None), error.where
+        else:
+            if shape is None:
+                shape = found
+                ledger.shape = shape.describe()
+            yield record, row.where
+    if shape is None and first is not None and unknown > 1:
+        among = "first " if unknown == LOOKED_AT else ""
+        raise UserError(f"{first} None of the {among}{unknown:,} rows that can be read has a known shape.")
 
 
 def _formatted(row: Row, formatting: Formatting) -> Row:
     made = formatting(dict(row.data))
     if isinstance(made, str):
         made = {"text": made}
-    if not isinstance(made, dict):
-        raise UserError(
-            f"{row.where}: formatting_func returned {type(made).__name__}; it must return a text or a dict"
-        )
-    return Row(made, row.where)
+    if isinstance(made, dict) and all(isinstance(column, str) for column in made):
+        return Row(made, row.where)
+    got = "a dict with other keys than strings" if isinstance(made, dict) else type(made).__name__
+    raise problem(
+        row, "wrong type", f"formatting_func returned {got}; it must return a text or a dict of columns."
+    )
 
 
 def _nothing(ledger: Ledger) -> str:
     if not ledger.rows:
-        return f"{ledger.source}: there are no rows"
-    reasons = "; ".join(f"{ledger.counts[reason]:,} × {reason}" for reason in ledger.dropped)
-    return f"{ledger.source}: nothing to learn in any of {ledger.rows:,} rows: {reasons}"
+        return f"{ledger.source}: there are no rows. Write at least one."
+    reasons = "; ".join(
+        f"{ledger.counts[reason]:,} × {reason} ({places[0]}{', ...' if len(places) > 1 else ''})"
+        for reason, places in ledger.dropped.items()
+    )
+    fixes = dict.fromkeys(_fix(reason) for reason in ledger.dropped)
+    return f"{ledger.source}: nothing to learn in any of {ledger.rows:,} rows: {reasons}. {' '.join(fixes)}"
+
+
+def _fix(reason: str) -> str:
+    if "max_length" in reason:
+        return "Raise max_length, or shorten the rows."
+    if reason == NO_TOKEN:
+        return "Write rows with an answer; in rows of token ids, mark the tokens to learn."
+    if reason in (NO_TURN, NO_QUESTION):
+        return "Write conversations in which an assistant message follows a user's."
+    if reason == NO_TOOL_CALLS:
+        return "Pass a template that writes them."
+    return "on_bad_row=stop says what is wrong with each row."

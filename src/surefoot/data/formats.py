@@ -17,6 +17,8 @@ from surefoot.errors import nearest
 __all__ = ["Format", "detect", "to_record"]
 
 IGNORED_LABEL = -100
+LARGEST_ID = 2**31 - 1
+"""What an int32 holds."""
 _MEDIA_COLUMNS = ("image", "images", "videos", "audios")
 
 
@@ -28,6 +30,7 @@ def to_record(row: Row, format: Format) -> Record:
         if value is not None and not (isinstance(value, str | list) and not value):
             raise problem(
                 row,
+                "images or sound",
                 f"column '{column}' is filled, but vision and audio models are not supported yet. Take the "
                 f"row "
                 f"or the column out.",
@@ -41,6 +44,7 @@ def _value(row: Row, format: Format, canonical: str) -> Any:
     if column not in row.data:
         raise problem(
             row,
+            "another shape",
             f"mixed shapes: this data began as {format.describe()}, and the row has {columns_of(row)}, no "
             f"{column!r}."
             f"{nearest(column, row.data)} Put rows of another shape into a file of their own.",
@@ -62,7 +66,7 @@ def _optional(row: Row, format: Format, canonical: str) -> tuple[str, Any]:
 
 def _string(row: Row, column: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise problem(row, f"column '{column}' is {type_name(value)}. Write a string.")
+        raise problem(row, "wrong type", f"column '{column}' is {type_name(value)}. Write a string.")
     return value
 
 
@@ -82,6 +86,7 @@ def _with_context(
         if messages[0]["content"] != system:
             raise problem(
                 row,
+                "two system prompts",
                 "column 'system' and the first message are two different system prompts. Keep one of them.",
             )
     elif system:
@@ -92,7 +97,11 @@ def _with_context(
     column, kwargs = _optional(row, format, "chat_template_kwargs")
     kwargs = parsed(row, f"column '{column}'", kwargs) if kwargs else {}
     if not isinstance(kwargs, Mapping):
-        raise problem(row, f"column '{column}' is {type_name(kwargs)}. Write {{\"enable_thinking\": false}}.")
+        raise problem(
+            row,
+            "wrong type",
+            f"column '{column}' is {type_name(kwargs)}. Write {{\"enable_thinking\": false}}.",
+        )
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     return Conversation(messages, supervised, tools, kwargs)
 
@@ -107,12 +116,15 @@ def _prompt_completion(row: Row, format: Format) -> PlainText | Conversation:
     names = format.columns["prompt"], format.columns["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         if not prompt and not completion:
-            raise problem(row, f"columns '{names[0]}' and '{names[1]}' are both empty. Take the row out.")
+            raise problem(
+                row, "empty", f"columns '{names[0]}' and '{names[1]}' are both empty. Take the row out."
+            )
         for canonical in ("system", "tools"):
             column, value = _optional(row, format, canonical)
             if value is not None and value != "" and value != "[]" and value != []:
                 raise problem(
                     row,
+                    "wrong columns",
                     f"column '{column}' needs a chat template, and rows of prompt and completion strings are "
                     f"learned without one. Take the column out, or make each row a chat: "
                     f'--columns \'{{"user": "{names[0]}", "assistant": "{names[1]}"}}\'.',
@@ -121,6 +133,7 @@ def _prompt_completion(row: Row, format: Format) -> PlainText | Conversation:
     if isinstance(prompt, str) or isinstance(completion, str) or prompt is None or completion is None:
         raise problem(
             row,
+            "wrong type",
             f"column '{names[0]}' is {type_name(prompt)} and column '{names[1]}' is {type_name(completion)}. "
             f"Write both as strings, or both as lists of messages.",
         )
@@ -146,7 +159,9 @@ def _turns(row: Row, format: Format) -> Conversation:
     for index, turn in enumerate(as_list(row, f"column '{column}'", history)):
         what = f"{column}[{index}]"
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise problem(row, f'{what} is {type_name(turn)}. Write a pair: ["question", "answer"].')
+            raise problem(
+                row, "wrong type", f'{what} is {type_name(turn)}. Write a pair: ["question", "answer"].'
+            )
         messages.append({"role": "user", "content": _string(row, what, turn[0])})
         messages.append({"role": "assistant", "content": _string(row, what, turn[1])})
     messages.append({"role": "user", "content": user})
@@ -163,9 +178,14 @@ def _token_spans(row: Row, format: Format) -> TokenSpans:
     name = format.columns["input_ids"]
     ids = _integers(row, name, _value(row, format, "input_ids"))
     if not ids:
-        raise problem(row, f"column '{name}' has no tokens. Take the row out.")
-    if min(ids) < 0:
-        raise problem(row, f"column '{name}' has the token id {min(ids)}. Ids are never negative.")
+        raise problem(row, "no tokens", f"column '{name}' has no tokens. Take the row out.")
+    wrong = next((token for token in (min(ids), max(ids)) if not 0 <= token <= LARGEST_ID), None)
+    if wrong is not None:
+        raise problem(
+            row,
+            "wrong token id",
+            f"column '{name}' has the token id {wrong}. Ids are from 0 to what the model has embeddings for.",
+        )
     supervised = [True] * len(ids)
     column, labels = _optional(row, format, "labels")
     if labels is not None:
@@ -174,6 +194,7 @@ def _token_spans(row: Row, format: Format) -> TokenSpans:
             if label not in (token, IGNORED_LABEL):
                 raise problem(
                     row,
+                    "wrong labels",
                     f"{column}[{index}] is {label}, but {name}[{index}] is {token}. Write each label as its "
                     f"own "
                     f"token's id (not shifted by one), or {IGNORED_LABEL} where nothing is to be learned.",
@@ -196,10 +217,11 @@ def _integers(row: Row, column: str, value: Any, length: int | None = None, of: 
     items = as_list(row, f"column '{column}'", value)
     if set(map(type, items)) - {int}:
         index = next(n for n, item in enumerate(items) if type(item) is not int)
-        raise problem(row, f"{column}[{index}] is {items[index]!r}. Write whole numbers only.")
+        raise problem(row, "wrong type", f"{column}[{index}] is {items[index]!r}. Write whole numbers only.")
     if length is not None and len(items) != length:
         raise problem(
             row,
+            "wrong lengths",
             f"column '{column}' has {len(items)} values, and '{of}' has {length}. Write one for each token.",
         )
     return items
@@ -210,7 +232,9 @@ def _mask(row: Row, column: str, value: Any, length: int, of: str) -> list[int]:
     bits = _integers(row, column, [int(item) if type(item) is bool else item for item in items], length, of)
     if set(bits) - {0, 1}:
         raise problem(
-            row, f"column '{column}' holds {max(bits, key=abs)}. Write 1 for a token that counts, 0 else."
+            row,
+            "wrong mask",
+            f"column '{column}' holds {max(bits, key=abs)}. Write 1 for a token that counts, 0 else.",
         )
     return bits
 

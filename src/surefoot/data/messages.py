@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
+from surefoot.data.badrows import RowError
 from surefoot.data.rows import Row
 from surefoot.data.strictjson import JsonError, beginning, parse
-from surefoot.errors import UserError, nearest
+from surefoot.errors import nearest
 
 ROLES = {
     "system": "system",
@@ -48,9 +50,12 @@ _PARTS = (*_TEXT_PARTS, *_REASONING_PARTS, "tool_call")
 _MISSING = object()
 
 
-def problem(row: Row, message: str) -> UserError:
-    """The error that says where, what is wrong and what to write instead, and shows the row's beginning."""
-    return UserError(f"{row.where}: {message} The row begins: {beginning(dict(row.data))}")
+def problem(row: Row, kind: str, message: str) -> RowError:
+    """The error that says where, what is wrong and what to write instead, and shows the row's beginning.
+
+    `kind`: the fault in a few words that are the same in every row with it.
+    """
+    return RowError(row.where, kind, f"{row.where}: {message} The row begins: {beginning(dict(row.data))}")
 
 
 def type_name(value: Any) -> str:
@@ -72,6 +77,7 @@ def parsed(row: Row, what: str, value: Any) -> Any:
     except JsonError as error:
         raise problem(
             row,
+            "not usable JSON",
             f"{what} is a string that is no JSON: {error.reason} at line {error.line} column {error.column} "
             f"of "
             f"{beginning(value)!r}. Write it as JSON, with double quotes.",
@@ -90,7 +96,7 @@ def as_list(row: Row, what: str, value: Any) -> list[Any]:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list):
-        raise problem(row, f"{what} is {type_name(value)}. Write a list.")
+        raise problem(row, "wrong type", f"{what} is {type_name(value)}. Write a list.")
     return value
 
 
@@ -99,7 +105,9 @@ def normalise(row: Row, column: str, value: Any) -> tuple[list[dict[str, Any]], 
     items = as_list(row, f"column '{column}'", value)
     if not items:
         raise problem(
-            row, f"column '{column}' has no messages. Write at least a user and an assistant message."
+            row,
+            "no messages",
+            f"column '{column}' has no messages. Write at least a user and an assistant message.",
         )
     messages: list[dict[str, Any]] = []
     supervised: list[int] = []
@@ -108,7 +116,9 @@ def normalise(row: Row, column: str, value: Any) -> tuple[list[dict[str, Any]], 
         what = f"{column}[{index}]"
         if not isinstance(item, Mapping):
             raise problem(
-                row, f'{what} is {type_name(item)}. Write a message: {{"role": "user", "content": "..."}}.'
+                row,
+                "wrong type",
+                f'{what} is {type_name(item)}. Write a message: {{"role": "user", "content": "..."}}.',
             )
         role = _role(row, what, item)
         if role == "tool call":
@@ -135,10 +145,16 @@ def _role(row: Row, what: str, item: Mapping[str, Any]) -> str:
         return known
     if role is None:
         raise problem(
-            row, f'{what} has no role; its keys are {", ".join(map(str, item))}. Write "role" and "content".'
+            row,
+            "no role",
+            f'{what} has no role; its keys are {", ".join(map(str, item))}. Write "role" and "content".',
         )
-    close = nearest(role, ROLES) if isinstance(role, str) else ""
-    raise problem(row, f"{what} has the unknown role {role!r}.{close} Known roles are {', '.join(ROLES)}.")
+    close = nearest(role[:100], ROLES) if isinstance(role, str) else ""
+    raise problem(
+        row,
+        "unknown role",
+        f"{what} has the unknown role {role!r}.{close} Known roles are {', '.join(ROLES)}.",
+    )
 
 
 def _content(item: Mapping[str, Any]) -> Any:
@@ -160,17 +176,23 @@ def _message(row: Row, what: str, role: str, item: Mapping[str, Any]) -> dict[st
         reasoning, calls = reasoning or thought, calls + called
     if (reasoning or calls) and role != "assistant":
         raise problem(
-            row, f"{what} is of the role {role} but has tool calls or reasoning. Give it the role assistant."
+            row,
+            "wrong role",
+            f"{what} is of the role {role} but has tool calls or reasoning. Give it the role assistant.",
         )
     if content is None:
         if not (calls or reasoning or role == "tool"):
             raise problem(
-                row, f'{what} has no content (null). Write "content": "..." or take the message out.'
+                row,
+                "no content",
+                f'{what} has no content (null). Write "content": "..." or take the message out.',
             )
         message["content"] = ""
     if reasoning:
         if not isinstance(reasoning, str):
-            raise problem(row, f"the reasoning of {what} is {type_name(reasoning)}. Write a string.")
+            raise problem(
+                row, "wrong type", f"the reasoning of {what} is {type_name(reasoning)}. Write a string."
+            )
         message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
@@ -183,7 +205,7 @@ def _message(row: Row, what: str, role: str, item: Mapping[str, Any]) -> dict[st
 def _from_parts(row: Row, what: str, content: Any) -> tuple[str, str, list[dict[str, Any]]]:
     """(text, reasoning, tool calls) of content that is a list of typed parts."""
     if not isinstance(content, list | tuple):
-        raise problem(row, f"the content of {what} is {type_name(content)}. Write a string.")
+        raise problem(row, "wrong type", f"the content of {what} is {type_name(content)}. Write a string.")
     text, reasoning, calls = "", "", []
     for number, part in enumerate(content):
         place = f"part {number} of {what}"
@@ -194,17 +216,20 @@ def _from_parts(row: Row, what: str, content: Any) -> tuple[str, str, list[dict[
         if kind in _MEDIA_PARTS:
             raise problem(
                 row,
+                "images or sound",
                 f"{place} is of type {kind!r}, but vision and audio models are not supported yet. Keep text.",
             )
         if kind not in _PARTS:
-            close = nearest(kind, _PARTS) if isinstance(kind, str) else ""
+            close = nearest(kind[:100], _PARTS) if isinstance(kind, str) else ""
             found = type_name(part) if kind is _MISSING else f"of the unknown type {kind!r}"
-            raise problem(row, f'{place} is {found}.{close} Write {{"type": "text", "text": "..."}}.')
+            raise problem(
+                row, "unknown part", f'{place} is {found}.{close} Write {{"type": "text", "text": "..."}}.'
+            )
         value = next((part[key] for key in ("value", kind, "text") if part.get(key) is not None), None)
         if kind == "tool_call":
             calls += tool_calls(row, f"the tool call in {place}", value)
         elif not isinstance(value, str):
-            raise problem(row, f"the text of {place} is {type_name(value)}. Write a string.")
+            raise problem(row, "wrong type", f"the text of {place} is {type_name(value)}. Write a string.")
         elif kind in _REASONING_PARTS:
             reasoning += value
         else:
@@ -215,8 +240,10 @@ def _from_parts(row: Row, what: str, content: Any) -> tuple[str, str, list[dict[
 def _is_learned(row: Row, what: str, item: Mapping[str, Any]) -> bool:
     for key in ("weight", "train"):
         value = item.get(key)
-        if value is not None and value not in (0, 1):
-            raise problem(row, f"{key} of {what} is {value!r}. Write 1 to learn the message, 0 not to.")
+        if value is not None and not (isinstance(value, Number) and value in (0, 1)):
+            raise problem(
+                row, "wrong weight", f"{key} of {what} is {value!r}. Write 1 to learn the message, 0 not to."
+            )
         if value is not None and not value:
             return False
     return True
@@ -238,6 +265,7 @@ def _tool_call(row: Row, what: str, call: Any) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise problem(
             row,
+            "wrong tool call",
             f"{what}: {type_name(call)} without the name of a function. Write "
             f'{{"name": "...", "arguments": {{...}}}}.',
         )
@@ -246,7 +274,11 @@ def _tool_call(row: Row, what: str, call: Any) -> dict[str, Any]:
         arguments = {}
     arguments = parsed(row, f"{what}: arguments of '{name}'", arguments)
     if not isinstance(arguments, Mapping):
-        raise problem(row, f"{what}: arguments of '{name}' is {type_name(arguments)}. Write an object.")
+        raise problem(
+            row,
+            "wrong tool call",
+            f"{what}: arguments of '{name}' is {type_name(arguments)}. Write an object.",
+        )
     nested: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
     return nested if call.get("id") is None else {"id": call["id"], **nested}
 
@@ -261,6 +293,7 @@ def tool_schemas(row: Row, column: str, value: Any) -> list[dict[str, Any]] | No
         if not isinstance(tool, Mapping) or not ("name" in tool or isinstance(tool.get("function"), Mapping)):
             raise problem(
                 row,
+                "wrong tool",
                 f"{column}[{index}] is {type_name(tool)} without a function's name. Write "
                 f'{{"type": "function", "function": {{"name": "...", "parameters": {{...}}}}}}.',
             )

@@ -10,24 +10,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from time import monotonic
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from surefoot.data.badrows import BadRows, RowError, refused
 from surefoot.data.encode import Encoder
 from surefoot.data.ledger import Ledger
 from surefoot.data.repeats import Repeats
 from surefoot.data.rows import Conversation, Example, PlainText, Record, TokenSpans
+from surefoot.data.turns import (
+    NO_QUESTION,
+    NO_TOKEN,
+    NO_TOOL_CALLS,
+    NO_TURN,
+    cannot_learn,
+    left_out,
+    thought,
+    turn_kind,
+)
 from surefoot.errors import UserError
 
 BATCH = 512
 """Records tokenised at once, in parallel, by the Rust tokenizer."""
 BATCH_TEXT = 1 << 24
 """Characters of a batch's turns, prompts and all, from which on it is not filled further."""
+SLOW_SECONDS = 1.0
+"""A template that takes longer to refuse one row is not tried on all the others."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,11 @@ class Turn:
     """What the ledger notes if the turn is kept."""
 
 
-Piece: TypeAlias = tuple[int, str, Turn | Example]
-"""Row, where, and what is learned there."""
+Piece: TypeAlias = tuple[int, str, Record, Turn | Example]
+"""Row, where, what it says, and what is learned there."""
+
+
+Refuse: TypeAlias = Callable[[RowError], None]
 
 
 class Renderer:
@@ -82,39 +99,55 @@ class Renderer:
         self._repeats = Repeats()
 
     def examples(
-        self, records: Iterable[tuple[Record, str]], at_most: int | None = None
+        self,
+        records: Iterable[tuple[Record | RowError, str]],
+        at_most: int | None = None,
+        bad: BadRows | None = None,
     ) -> Iterator[Example]:
         """Examples of `(record, where)` pairs, in order; `row` counts the pairs from 0.
 
-        `at_most` stops after so many rows that have something to learn, and reads no further.
+        `at_most` stops after so many rows that have something to learn, and reads no further; a row for which
+        the work will stop counts too. `bad` takes the rows that are refused; without it, RowError is raised.
         """
         rows = enumerate(records)
         learned, last, read = 0, -1, -1
+        refuse = _raise if bad is None else bad.add
         while read != self.ledger.rows:
             read = self.ledger.rows
-            pieces = self._pieces(islice(rows, BATCH if at_most is None else min(BATCH, at_most - learned)))
-            for example in self._examples(pieces):
+            count = BATCH
+            if at_most is not None:
+                count = min(BATCH, max(0, at_most - learned - (bad.count if bad else 0)))
+            for example in self._examples(self._pieces(islice(rows, count), refuse), refuse):
                 learned += example.row != last
                 last = example.row
                 yield example
         self.ledger.duplicates = self._repeats.count()
 
-    def _pieces(self, rows: Iterable[tuple[int, tuple[Record, str]]]) -> list[Piece]:
+    def _pieces(
+        self, rows: Iterable[tuple[int, tuple[Record | RowError, str]]], refuse: Refuse
+    ) -> list[Piece]:
         """What is to be learned of the next rows, up to `BATCH_TEXT`; turns are not tokenised yet."""
         pieces: list[Piece] = []
         length = 0
         for row, (record, where) in rows:
             self.ledger.rows += 1
-            found: Sequence[Turn | Example]
-            if isinstance(record, Conversation):
-                found = self._turns(record, where)
-            elif isinstance(record, PlainText):
-                found = [self._plain(record)]
-            else:
-                found = list(_spans(record, row, where, self.completion_only_loss))
-                if not found:
-                    self.ledger.drop("no token to learn", where)
-            pieces += [(row, where, piece) for piece in found]
+            if isinstance(record, RowError):
+                refuse(record)
+                continue
+            began = monotonic()
+            try:
+                found = self._found(record, row, where)
+            except RowError as error:
+                refuse(error)
+                continue
+            except UserError as error:
+                if not self.tokenizer.chat_template or monotonic() - began > SLOW_SECONDS:
+                    raise  # of all rows
+                said = str(error).removeprefix(f"{where}: ")
+                said += "" if said.endswith((".", "!", "?")) else "."
+                refuse(refused(record, where, "refused by the chat template", said))
+                continue
+            pieces += [(row, where, record, piece) for piece in found]
             length += sum(
                 len(piece.prompt) + len(piece.completion) for piece in found if isinstance(piece, Turn)
             )
@@ -122,18 +155,38 @@ class Renderer:
                 break
         return pieces
 
-    def _examples(self, pieces: list[Piece]) -> Iterator[Example]:
+    def _found(self, record: Record, row: int, where: str) -> Sequence[Turn | Example]:
+        """What is to be learned of one row. Raises RowError, and UserError for what the template refuses."""
+        if isinstance(record, TokenSpans):
+            spans = list(_spans(record, row, where, self.completion_only_loss))
+            if not spans:
+                self.ledger.drop(NO_TOKEN, where)
+            return spans
+        turns = self._turns(record, where) if isinstance(record, Conversation) else [self._plain(record)]
+        try:
+            for text in (text for turn in turns for text in (turn.prompt, turn.completion)):
+                text.encode()
+        except UnicodeEncodeError as error:
+            said = f"a text holds {error.object[error.start]!r}, half of a character (a lone surrogate). Remove it."
+            raise refused(record, where, "lone surrogate", said) from None
+        return turns
+
+    def _examples(self, pieces: list[Piece], refuse: Refuse) -> Iterator[Example]:
         """The turns tokenised; all that fits, counted."""
-        turns = [piece for _, _, piece in pieces if isinstance(piece, Turn)]
+        turns = [piece for *_, piece in pieces if isinstance(piece, Turn)]
         pairs = [text for turn in turns for text in (turn.prompt, turn.prompt + turn.completion)]
         ids = self.encoder.encode(pairs, [turn.literals for turn in turns for _ in range(2)])
-        for row, where, piece in pieces:
+        for row, where, record, piece in pieces:
             if isinstance(piece, Turn):
                 example, remarks = self._tokenised(piece, next(ids), next(ids), row, where)
                 kind = piece.kind
             else:
                 example, remarks, kind = piece, [], "token ids"
-            kept = self._fit(example, where)
+            try:
+                kept = self._fit(example, record, where)
+            except RowError as error:
+                refuse(error)
+                continue
             if kept is not None:
                 for remark in remarks:
                     self.ledger.note(remark, where)
@@ -145,30 +198,31 @@ class Renderer:
         remarks = ["text spells a control token; it stays text"] if literals else []
         if not self.completion_only_loss:
             text = self.template(messages, record, where)
-            remarks += _left_out(record, record.messages, text, text)
+            remarks += left_out(record, record.messages, text, text)
             return [Turn("", text, literals, "whole conversations", begin=False, remarks=tuple(remarks))]
         if not record.supervised:
-            self.ledger.drop("no assistant turn to learn", where)
+            self.ledger.drop(NO_TURN, where)
         turns = []
         for index in record.supervised[-1:] if self.last_turn_only else record.supervised:
             if index == 0:
-                self.ledger.drop("the conversation begins with the answer: nothing asks for it", where)
+                self.ledger.drop(NO_QUESTION, where)
                 continue
             prompt = self.template(messages[:index], record, where, add_generation_prompt=True)
             whole = self.template(messages[: index + 1], record, where)
             answer = messages[index]
-            completion = whole[len(prompt) :] if whole.startswith(prompt) else _thought(prompt, whole, answer)
+            completion = whole[len(prompt) :] if whole.startswith(prompt) else thought(prompt, whole, answer)
             if completion is None:
-                raise UserError(_cannot_learn(prompt, whole, index, where))
-            left_out = _left_out(record, [answer], prompt, completion)
-            if NO_TOOL_CALLS in left_out:
+                said = cannot_learn(prompt, whole, index)
+                raise refused(record, where, "not learned as it will be asked for", said)
+            missing = left_out(record, [answer], prompt, completion)
+            if NO_TOOL_CALLS in missing:
                 self.ledger.drop(NO_TOOL_CALLS, where)
                 continue
             said = f"{answer.get('content') or ''}{answer.get('reasoning_content') or ''}"
             if self.encoder.control.search(said):
-                left_out.append("an answer spells a control token, and it is learned as that token")
-            notes = (*remarks, *left_out)
-            turns.append(Turn(prompt, completion, literals, _kind(answer), begin=False, remarks=notes))
+                missing.append("an answer spells a control token, and it is learned as that token")
+            notes = (*remarks, *missing)
+            turns.append(Turn(prompt, completion, literals, turn_kind(answer), begin=False, remarks=notes))
         return turns
 
     def template(
@@ -227,19 +281,21 @@ class Renderer:
         end = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in self.encoder.control_ids), None)
         return end is not None and not str(self.tokenizer.decode(ids[end + 1 :])).strip()
 
-    def _fit(self, example: Example, where: str) -> Example | None:
+    def _fit(self, example: Example, record: Record, where: str) -> Example | None:
         if self.vocabulary is not None:
             top = max(example.prompt_ids.max(initial=0), example.completion_ids.max(initial=0))
             if top >= self.vocabulary:
-                raise UserError(
-                    f"{where}: token id {top} is beyond the model's {self.vocabulary} embeddings: the tokenizer "
-                    "does not belong to this model"
+                said = (
+                    f"token id {top} is beyond the model's {self.vocabulary} embeddings: the tokenizer does"
                 )
+                said += " not belong to this model. Use the model's own."
+                raise refused(record, where, "token id beyond the embedding", said)
         if example.tokens <= self.max_length:
             return self._learnable(example, where)
         said = f"{example.tokens} tokens, more than max_length {self.max_length}"
         if self.overlength == "error":
-            raise UserError(f"{where}: {said}. Raise max_length, or choose overlength: drop or cut")
+            said += ". Raise max_length, or choose overlength: drop or cut."
+            raise refused(record, where, f"longer than max_length {self.max_length}", said)
         room = self.max_length - len(example.prompt_ids)
         if self.overlength == "drop":
             self.ledger.drop(f"longer than max_length {self.max_length}", where)
@@ -253,7 +309,7 @@ class Renderer:
     def _learnable(self, example: Example, where: str) -> Example | None:
         if example.targets > 0:
             return example
-        self.ledger.drop("no token to learn", where)
+        self.ledger.drop(NO_TOKEN, where)
         return None
 
     def _count(self, example: Example, kind: str) -> None:
@@ -271,63 +327,8 @@ class Renderer:
         self._repeats.add(content)
 
 
-def _kind(message: dict[str, Any]) -> str:
-    if message.get("tool_calls"):
-        return "tool calls"
-    return "reasoning and answers" if message.get("reasoning_content") else "answers"
-
-
-NO_TOOL_CALLS = "the chat template does not write tool calls (chat_template_path takes one that does)"
-
-
-def _left_out(
-    record: Conversation, answers: Sequence[dict[str, Any]], prompt: str, completion: str
-) -> list[str]:
-    """What the row says and its template does not write."""
-    names = [str((tool.get("function") or tool).get("name", "")) for tool in record.tools or ()]
-    out = []
-    if not all(name in prompt for name in names):
-        out.append("the chat template does not write tools, so they are not seen")
-    for message in answers:
-        called = [call["function"]["name"] for call in message.get("tool_calls") or ()]
-        if not all(name in completion for name in called):
-            out.append(NO_TOOL_CALLS)
-        elif called and (message.get("content") or "").strip() not in completion:
-            out.append("the chat template does not write the text beside a tool call")
-        if (message.get("reasoning_content") or "").strip() not in completion:
-            out.append("the chat template does not write reasoning, so it is not learned")
-    return list(dict.fromkeys(out))
-
-
-def _thought(prompt: str, whole: str, message: dict[str, Any]) -> str | None:
-    """The completion for a generation prompt that opens the reasoning (`<think>`), where the template writes
-    turns without it: the reasoning (perhaps none), its end, and what the template writes of the turn.
-    """
-    begun = prompt.rstrip()
-    start = begun.removesuffix("<think>")
-    if start == begun or not whole.startswith(start):
-        return None
-    written = whole[len(start) :].lstrip().removeprefix("</think>").lstrip()
-    if "</think>" in written:  # reasoning is written after all, in a way that the prompt does not open
-        return None
-    content = message.get("content") or ""
-    inside = content.partition("<think>")[2] if "<think>" in content else content
-    reasoning = message.get("reasoning_content") or inside.rpartition("</think>")[0]
-    line = "" if prompt != begun else "\n"
-    return f"{line}{reasoning.strip()}\n</think>\n\n{written}"
-
-
-def _cannot_learn(prompt: str, whole: str, index: int, where: str) -> str:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-        min(len(prompt), len(whole)),
-    )
-    return (
-        f"{where}: message {index} cannot be learned as it will be asked for: at inference the prompt goes on "
-        f"{prompt[same:][:60]!r}, but the chat template writes {whole[same:][:60]!r} there. Pass "
-        'chat_template_kwargs with the row (such as {"enable_thinking": false}), or a chat_template_path whose '
-        "generation prompt is how it writes an assistant's turn"
-    )
+def _raise(error: RowError) -> None:
+    raise error
 
 
 def _spans(record: TokenSpans, row: int, where: str, completion_only: bool) -> Iterator[Example]:

@@ -120,6 +120,7 @@ def detect(row: Row, columns: Mapping[str, str] | None = None, text_field: str =
         if column not in row.data:
             raise problem(
                 row,
+                "no such column",
                 f"no column {column!r}, which is to be read as {canonical}.{nearest(column, row.data)} The "
                 f"row "
                 f"has {columns_of(row)}.",
@@ -132,12 +133,14 @@ def detect(row: Row, columns: Mapping[str, str] | None = None, text_field: str =
     if chosen:
         raise problem(
             row,
+            "unknown shape",
             f"the columns {', '.join(f'{name}={column}' for name, column in chosen.items())} make no known "
             f"shape "
             f"together. Known shapes are {_shapes()}. The row has {columns_of(row)}.",
         )
     raise problem(
         row,
+        "unknown shape",
         f"unknown shape: the row has {columns_of(row)}. Known shapes are {_shapes()}. Rename the columns, "
         f"or say "
         f'what they are: --columns \'{{"user": "COLUMN", "assistant": "COLUMN"}}\'.',

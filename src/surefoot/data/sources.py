@@ -10,12 +10,15 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from surefoot.data.files import SUFFIXES, Source, kind_of, open_file, without_filled_nulls
+from surefoot.data.badrows import RowError
+from surefoot.data.files import SUFFIXES, Source, kind_of, open_file
 from surefoot.data.rows import Row
+from surefoot.data.strictjson import beginning
+from surefoot.data.tables import without_filled_nulls
 from surefoot.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -141,7 +144,7 @@ def _open_folder(path: Path, name: str, split: str | None) -> Source:
     parts = [open_file(file, str(Path(name) / file.name)) for file in files]
     digest = hashlib.sha256("\n".join(part.fingerprint for part in parts).encode()).hexdigest()
     length = sum(part.length or 0 for part in parts)
-    return Source(name, length, digest, lambda: (row for part in parts for row in part))
+    return Source(name, length, digest, lambda: (row for part in parts for row in part.rows()))
 
 
 def _files_of_split(files: list[Path], name: str, split: str | None) -> list[Path]:
@@ -229,46 +232,77 @@ def _open_stream(stream: Any, name: str) -> Source:
     return Source(name, None, "", lambda: _dataset_rows(stream, name))
 
 
-def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
+def _dataset_rows(dataset: Any, name: str) -> Iterator[Row | RowError]:
     index = -1
-    for index, data in enumerate(dataset):
-        filled = {column: without_filled_nulls(value) for column, value in data.items()}
-        yield Row(filled, f"{name}[{index}]")
+    try:
+        for index, data in enumerate(dataset):
+            yield _mapped(data, f"{name}[{index}]")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}[{index + 1}], or a row soon after: a string is not UTF-8 ({error.reason}). Write it as UTF-8."
+        ) from None
     if index < 0:
         raise UserError(f"{name}: the stream has no rows. Give one that has at least one.")
+
+
+def _mapped(data: Any, where: str) -> Row | RowError:
+    """One item of a `datasets` object, which may be anything that a generator has given."""
+    if not _has_columns(data):
+        return _no_columns(data, where)
+    try:
+        return Row({column: without_filled_nulls(value) for column, value in data.items()}, where)
+    except RecursionError:
+        return _no_json(data, where, "nested too deeply")
+
+
+def _has_columns(data: Any) -> bool:
+    return isinstance(data, Mapping) and all(isinstance(column, str) for column in data)
+
+
+def _no_columns(data: Any, where: str) -> RowError:
+    found = "one with other keys than strings" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+    return RowError(
+        where,
+        "not an object",
+        f"{where}: a row is a mapping of columns to values, this is {found}: {beginning(repr(data)[:1000])} "
+        f'Write {{"text": ...}}, or another known shape.',
+    )
+
+
+def _no_json(data: Any, where: str, why: object) -> RowError:
+    return RowError(
+        where,
+        "not usable JSON",
+        f"{where}: the row cannot be written as JSON ({why}). Use strings as keys, and plain values that are "
+        f"not nested too deeply. The row begins: {beginning(dict(data))}",
+    )
 
 
 def _open_list(rows: Sequence[Any]) -> Source:
     if not rows:
         raise UserError("dataset: the list has no rows. Give at least one.")
     digest = hashlib.sha256()
-    for index, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise UserError(
-                f"dataset[{index}]: a row is a mapping of columns to values, this is a {type(row).__name__}: "
-                f'{row!r:.120}. Write {{"text": ...}}, or another known shape.'
-            )
-        try:
-            text = json.dumps(dict(row), ensure_ascii=False, default=_plain)
-            digest.update(text.encode("utf-8") + b"\n")
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"dataset[{index}]: a string holds {error.object[error.start]!r}, half of a character (a "
-                f"lone surrogate), which UTF-8 cannot hold. Remove it: text.encode('utf-8', "
-                f"'ignore').decode()."
-            ) from None
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"dataset[{index}]: the row cannot be written as JSON ({error}). Use strings as keys, and "
-                f"plain values that are not nested too deeply."
-            ) from None
-    kept = tuple(rows)
-    return Source(
-        "dataset",
-        len(kept),
-        digest.hexdigest(),
-        lambda: (Row(row, f"dataset[{index}]") for index, row in enumerate(kept)),
-    )
+    kept = tuple(_hashed(row, f"dataset[{index}]", digest.update) for index, row in enumerate(rows))
+    return Source("dataset", len(kept), digest.hexdigest(), lambda: iter(kept))
+
+
+def _hashed(data: Any, where: str, update: Callable[[bytes], None]) -> Row | RowError:
+    if not _has_columns(data):
+        return _no_columns(data, where)
+    try:
+        text = json.dumps(dict(data), ensure_ascii=False, default=_plain)
+        update(text.encode("utf-8") + b"\n")
+    except UnicodeEncodeError as error:
+        return RowError(
+            where,
+            "lone surrogate",
+            f"{where}: a string holds {error.object[error.start]!r}, half of a character (a lone surrogate), "
+            f"which UTF-8 cannot hold. Remove it: text.encode('utf-8', 'ignore').decode(). "
+            f"The row begins: {beginning(dict(data))}",
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        return _no_json(data, where, error)
+    return Row(data, where)
 
 
 def _plain(value: Any) -> Any:

@@ -10,16 +10,24 @@ from typing import Any
 _LONE_SURROGATE = re.compile(
     r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 class JsonError(ValueError):
     """`text` is not JSON that can be used: `reason`, at `line` and `column` (both from 1)."""
 
-    def __init__(self, reason: str, line: int = 1, column: int = 1) -> None:
+    def __init__(self, reason: str, line: int = 1, column: int = 1, surrogate_at: int | None = None) -> None:
+        """`surrogate_at`: where a lone surrogate stands, in characters from 0; None for any other fault."""
         super().__init__(reason)
         self.reason = reason
         self.line = line
         self.column = column
+        self.surrogate_at = surrogate_at
+
+    @property
+    def kind(self) -> str:
+        """The fault in a few words."""
+        return "not usable JSON" if self.surrogate_at is None else "lone surrogate"
 
 
 def parse(text: str) -> Any:
@@ -35,12 +43,13 @@ def parse(text: str) -> Any:
     if "\\ud" in text or "\\uD" in text:
         for match in _LONE_SURROGATE.finditer(text):
             if match.group(1):
-                line = text.count("\n", 0, match.start()) + 1
-                column = match.start() - text.rfind("\n", 0, match.start())
+                at = match.start()
+                line = text.count("\n", 0, at) + 1
+                column = at - text.rfind("\n", 0, at)
                 reason = (
                     f"{match.group(1)} is half of a character (a lone surrogate), which UTF-8 cannot hold"
                 )
-                raise JsonError(reason, line, column)
+                raise JsonError(reason, line, column, at)
     return value
 
 
@@ -49,9 +58,19 @@ def beginning(value: Any, limit: int = 120) -> str:
     if isinstance(value, str):
         text = value
     else:
+        text = ""
         try:
-            text = json.dumps(value, ensure_ascii=False, default=str)
+            for piece in _ENCODER.iterencode(value):  # no further than is shown: a row may be huge, or deep
+                text += piece
+                if len(text) > limit:
+                    break
         except (TypeError, ValueError, RecursionError):
-            text = object.__repr__(value)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= limit else text[:limit] + "…"
+            text = text or object.__repr__(value)
+    return printable(text[:limit]) + ("…" if len(text) > limit else "")
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for all that a terminal would not show as a character, line ends too."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
