@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from time import monotonic
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from surefoot.data import chat_template
 from surefoot.data.badrows import BadRows, RowError, refused
 from surefoot.data.encode import Encoder
 from surefoot.data.ledger import Ledger
@@ -235,16 +236,9 @@ class Renderer:
                 "chat_template_path (a Jinja file, or a tokenizer that has one), or give plain text as "
                 "prompt and completion columns (columns: prompt=..., completion=...)"
             )
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tools=cast(Any, record.tools), tokenize=False, **how, **record.template_kwargs
-            )
-        except Exception as error:
-            raise UserError(
-                f"{where}: the model's chat template refuses this conversation: {error}"
-            ) from error
-        assert isinstance(text, str)
-        return text
+        return chat_template.render(
+            self.tokenizer, messages, where, tools=record.tools, variables=record.template_kwargs, **how
+        )
 
     def _plain(self, record: PlainText) -> Turn:
         prompt, completion = record.prompt, record.completion
