@@ -27,8 +27,9 @@ from benchmarks.tables import draw
 
 from surefoot.config import SFTConfig, Watch
 from surefoot.data.rows import Example
-from surefoot.events import RunFolder, StepEvent
+from surefoot.events import StepEvent
 from surefoot.microscope.run import Microscope
+from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.evaluate import probabilities, tokenise_watch
 from surefoot.train.optim import Optimizers, build

@@ -38,7 +38,9 @@ def test_train_writes_the_run_and_tells_where(recipe: Path, surefoot: Surefoot, 
     said = surefoot("train", recipe, *QUICK)
     assert said.status == 0
     run = tmp_path / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["events.jsonl", "model", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".lock", "checkpoints", "events.jsonl", "model", "run.json",
+    ]  # fmt: skip
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["type"] == "step"] == [1, 2, 3, 4, 5]
     assert (events[-1]["type"], events[-1]["reason"]) == ("end", "finished")
@@ -135,7 +137,7 @@ def test_what_is_missing_is_told_before_anything_is_trained(
         (["--dataset_name", "train.jsonl"], "train.jsonl: no such file"),
         (["--eval_dataset_name", "held.jsonl"], "held.jsonl: no such file"),
         (["--model_name_or_path", "./tiny"], "./tiny: no such file or folder"),
-        (["--resume_from_checkpoint", "true"], "run has no checkpoint to continue from"),
+        (["--resume_from_checkpoint", "true"], "resume_from_checkpoint: run has no run to go on with"),
         (["--eval_strategy", "epoch"], "eval_strategy=epoch needs held-out rows: eval_dataset_name"),
         (["--eos_token", "<none>"], "eos_token: the tokenizer does not know '<none>'."),
         (["--chat_template_path", "x.jinja"], "chat_template_path: x.jinja: no such file"),
@@ -195,8 +197,9 @@ def test_ctrl_c_saves_and_the_command_it_tells_finishes(
     assert stopped == f"stopped after step {ended['step']}; saved in run. Go on with:"
     assert (tmp_path / "run" / "checkpoints" / f"step-{ended['step']:08d}").is_dir()
     again = shlex.split(command)
-    assert again == ["surefoot", *argv, "--resume_from_checkpoint", "true"]
-    assert surefoot(*argv).status == 2  # the run is not overwritten by mistake
+    assert again == ["surefoot", *argv]
+    assert surefoot(*argv, "--resume", "false").status == 2  # the run is not overwritten by mistake
+    assert surefoot(*argv, "--learning_rate", "0.5").status == 2  # nor gone on with as another one
     on = [sys.executable, "-m", *again]
     assert subprocess.run(on, cwd=tmp_path, env=one_thread, timeout=60, check=False).returncode == 0
     steps = [json.loads(line) for line in events.read_text().splitlines() if '"type": "step"' in line]

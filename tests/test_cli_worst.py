@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from surefoot.events import RunFolder, StepEvent
+from surefoot.events import StepEvent
+from surefoot.runfolder import RunFolder
 from tests.conftest import QUESTIONS, Surefoot, write_rows
 
 KINDS = ("cost_most", "rose", "never_learned")
@@ -50,7 +51,8 @@ def write_run(
 ) -> Path:
     """A run folder as the trainer leaves it, without training."""
     run = RunFolder(folder)
-    run.claim()
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.events_file.touch()
     dataset = None if data is None else str(data)
     settings = {"dataset_name": dataset, "dataset_train_split": "train", "columns": {}, **config}
     run.write_config({"config": settings, "data": {"train": {"fingerprint": fingerprint}}})

@@ -1,6 +1,6 @@
 """The command line: choose the command, run it, turn errors into exit statuses.
 
-0 done, 2 the user's input is wrong (one message, no traceback), 130/143 interrupted and saved, 1 anything else.
+0 done, 2 the user's input is wrong (one message, no traceback), 129/130/143 interrupted and saved, 1 anything else.
 Nothing heavy is imported here, so that `surefoot --help` is instant.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import surefoot
-from surefoot.errors import UserError, nearest
+from surefoot.errors import StoppedError, UserError, nearest
 
 COMMANDS = {
     "train": "fine-tune a model on rows of what it should answer",
@@ -23,6 +23,8 @@ COMMANDS = {
     "explain": "one update, opened: prediction, error, backprop, optimizer, and the prediction after",
     "compare": "answers before and after, side by side",
     "report": "a run or an opened step as one HTML file, or as text",
+    "checkpoints": "what a run has saved: step, loss, size, why it is kept",
+    "verify": "read every checkpoint of a run, compare the hashes, say what can be gone on from",
     "worst": "the rows that cost a run most, rose, or were never learned",
 }
 
@@ -46,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return 2
+    except StoppedError as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); say nothing, at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

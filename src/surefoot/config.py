@@ -115,7 +115,7 @@ class SFTConfig(BaseModel):
     output_dir: str = "runs/sft"
     """The run folder."""
     overwrite_output_dir: bool = False
-    """Start over in a folder that holds a run: its events, checkpoints and model are deleted."""
+    """Start over in a folder that holds a run, finished or not: its events, checkpoints and model are deleted."""
     per_device_train_batch_size: int = Field(8, gt=0)
     """Rows of a step on each device. How they go through memory is the planner's business, not yours."""
     gradient_accumulation_steps: int = Field(1, gt=0)
@@ -211,13 +211,14 @@ class SFTConfig(BaseModel):
     disable_tqdm: bool = False
     """No progress bar. There is none anyway when the output is no terminal."""
     save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
-    """When to save a checkpoint to resume from."""
+    """When to save a checkpoint to resume from; all but `no` also save the last step."""
     save_steps: float = Field(500, gt=0)
     """Steps between checkpoints (below 1: share of all steps)."""
     save_total_limit: int | None = Field(None, gt=0)
-    """Keep at most so many checkpoints (the best one is kept besides)."""
-    resume_from_checkpoint: bool | str = False
-    """true: continue from the run folder's newest checkpoint; or the path of a checkpoint."""
+    """Keep at most so many checkpoints: two at least, and the best one besides."""
+    resume_from_checkpoint: bool | str = "auto"
+    """auto: go on with the run in output_dir if it was stopped; true: there must be one; false: there must be none;
+    or the path of a checkpoint. `resume` for short."""
 
     # What else Hugging Face's reporters read off their arguments: nothing of a run is published.
     trackio_bucket_id: ClassVar[None] = None

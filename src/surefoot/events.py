@@ -1,25 +1,11 @@
-"""The run folder and its events: the only interface between training and everything that looks at it.
-
-run.json         config as resolved, versions, hashes, the data ledger
-events.jsonl     one typed record a line, appended as it happens
-checkpoints/     to resume from
-slides/          steps opened under the microscope
-open-next-step   made by the user: open the next step; deleted when that is done
-model/           the result
-"""
+"""The records of a run: what stands in its events.jsonl, one a line."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
-
-from surefoot.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class StartEvent(Event):
-    """The run begins or goes on: what the bar needs to know."""
+    """The run begins: what the bar needs to know. When it goes on, only the bar is told."""
 
     type: ClassVar[str] = "start"
     total_steps: int
@@ -138,11 +124,17 @@ class SampleEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvent(Event):
-    """A checkpoint was saved."""
+    """A checkpoint is committed. The record comes when that is known, so it may stand among those of later steps."""
 
     type: ClassVar[str] = "checkpoint"
     path: str
-    save_seconds: float
+    because: str
+    tensor_bytes: int
+    """Of weights and optimizer state."""
+    stall_seconds: float
+    """For which training stood still: little more than a copy takes, unless memory was short of one."""
+    commit_seconds: float
+    """From the beginning until it could not be lost any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +144,7 @@ class AlertEvent(Event):
     type: ClassVar[str] = "alert"
     kind: str
     """turn end, not finite, no target, high loss, lost updates, no gradient; slide: found on an opened step, or it
-    could not be kept."""
+    could not be kept; checkpoint: it could not be saved, or is damaged."""
     message: str
 
 
@@ -172,90 +164,3 @@ class EndEvent(Event):
 
 Listener = Callable[[Event], None]
 """Something that is told of every event: the event log, the progress bar."""
-
-
-class RunFolder:
-    """A run's folder, as the trainer writes it."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.slides = self.path / "slides"
-        self.model = self.path / "model"
-        self.asked_file = self.path / "open-next-step"
-        self.config_file = self.path / "run.json"
-        self.events_file = self.path / "events.jsonl"
-
-    def claim(self, overwrite: bool = False) -> None:
-        """Make the folder for a new run.
-
-        Raises UserError when it holds a run already (unless `overwrite`), or cannot be written.
-        """
-        events = list(self.events())
-        if events and not overwrite:
-            finished = events[-1]["type"] == "end" and events[-1]["reason"] != "interrupted"
-            step = max(event["step"] for event in events)
-            on = "" if finished else " resume_from_checkpoint=true goes on from its newest checkpoint."
-            raise UserError(
-                f"output_dir: {self.path} holds a run {'that finished' if finished else 'stopped'} after step "
-                f"{step}.{on} Name another folder, or start over in this one with overwrite_output_dir=true"
-            )
-        try:
-            for old in (self.checkpoints, self.slides, self.model):
-                if old.is_dir():
-                    shutil.rmtree(old)
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.events_file.write_bytes(b"")
-        except OSError as error:
-            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """The records so far; a last line that was cut off by a crash is left out."""
-        if not self.events_file.is_file():
-            return
-        with self.events_file.open(encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    return
-
-    def write_config(self, content: dict[str, Any]) -> None:
-        """Write run.json, whole or not at all."""
-        partial = self.config_file.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.config_file)
-
-    def append(self, event: Event) -> None:
-        """Append a record; it is in the file when this returns."""
-        with self.events_file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-
-    def go_back(self, step: int, events_size: int) -> None:
-        """Make the folder what it was when the checkpoint of `step` was saved: the first bytes of the events, and
-        the slides of the steps so far.
-
-        Raises UserError when there are later checkpoints: they, too, would be of another run.
-        """
-        if any(of > step for of, _ in _numbered(self.checkpoints)):
-            raise UserError(
-                f"resume_from_checkpoint: {self.path} has checkpoints after step {step}. Name another output_dir "
-                "to go on from that one, or delete the later ones"
-            )
-        for of, path in _numbered(self.slides):
-            if of > step:
-                shutil.rmtree(path, ignore_errors=True)
-        if self.events_file.is_file():
-            os.truncate(self.events_file, events_size)
-
-    def events_size(self) -> int:
-        """Bytes of the events so far."""
-        return self.events_file.stat().st_size if self.events_file.is_file() else 0
-
-
-def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Checkpoints or slides of a folder, with their steps."""
-    for path in sorted(folder.glob("step-*")):
-        number = path.name.removeprefix("step-")
-        if number.isdecimal():
-            yield int(number), path

@@ -127,6 +127,8 @@ REFUSED: dict[str, str] = {
 
 TRANSLATED = {"bf16", "dtype", "torch_dtype"}
 """Names of Hugging Face that become `precision`."""
+SHORT = {"resume": "resume_from_checkpoint"}
+"""Options by a shorter name."""
 
 OFF = (None, False, "", 0, [], {}, "false", "no", "none", "null", "off", "0")
 
@@ -142,9 +144,12 @@ def translate(given: dict[str, Any]) -> None:
     for name in ("eval_strategy", "save_strategy"):
         if given.get(name) is False:  # YAML 1.1 reads `no` as false
             given[name] = "no"
+    for short, whole in SHORT.items():
+        if short in given:
+            given[whole] = given.pop(short)
     if "resume_from_checkpoint" in given:
         said = given["resume_from_checkpoint"]
-        words = {"true": True, "false": False, "none": False, "": False}
+        words = {"true": True, "false": False, "none": "auto", "": "auto", "auto": "auto"}
         given["resume_from_checkpoint"] = words.get(str(said).lower(), said)
     if "lora_target_modules" in given:
         given["lora_target_modules"] = _target_modules(given["lora_target_modules"])

@@ -9,7 +9,7 @@ import yaml
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
-from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
+from surefoot.names import REFUSED, SHORT, SUPERSEDED, TRANSLATED
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -31,7 +31,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: a recipe is a list of `option: value` lines")
-    unknown = sorted(set(content) - set(SFTConfig.model_fields) - set(SUPERSEDED) - set(REFUSED) - TRANSLATED)
+    unknown = sorted(
+        set(content) - set(SFTConfig.model_fields) - set(SUPERSEDED) - set(REFUSED) - TRANSLATED - set(SHORT)
+    )
     if unknown:
         raise UserError(
             f"{path}: unknown option '{unknown[0]}'.{nearest(unknown[0], SFTConfig.model_fields)}"

@@ -218,10 +218,10 @@ def test_a_run_does_not_go_on_from_before_its_later_checkpoints(tmp_path: Path) 
     kept = first.run.events_file.read_bytes()
     earlier = str(first.run.checkpoints / "step-00000001")
     with pytest.raises(UserError, match=r"checkpoints after step 1\. Name another output_dir"):
-        trainer(tmp_path, learning_rate=1e-3, **more).train(resume_from_checkpoint=earlier)
+        trainer(tmp_path, **more).train(resume_from_checkpoint=earlier)
     assert first.run.events_file.read_bytes() == kept
     assert opened(first) == [3]
-    trainer(tmp_path / "other", learning_rate=1e-3, **more).train(resume_from_checkpoint=earlier)
+    trainer(tmp_path / "other", **more).train(resume_from_checkpoint=earlier)
 
 
 # Optimizers and models of one's own ------------------------------------------------------------------------

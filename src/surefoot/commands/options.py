@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from surefoot.errors import UserError, nearest
+from surefoot.names import SHORT
 
 ANSWERS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 """What may follow a flag that is a switch."""
@@ -114,6 +115,7 @@ def _normalised(
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        name = SHORT.get(name, name) if name not in fields else name
         if name not in fields and name not in also_known:
             raise UserError(f"unknown option '--{name}'.{nearest(name, fields)}")
         if not equals:
@@ -123,7 +125,8 @@ def _normalised(
             if bare and kind is not None and not switch:
                 raise UserError(f"--{name} needs a value")
             # What follows a switch and is no answer to it is the recipe or the model.
-            bare = bare or (switch and str not in get_args(kind) and words[0].lower() not in ANSWERS)
+            other = str not in get_args(kind) or words[0].lower().endswith((".yaml", ".yml"))
+            bare = bare or (switch and other and words[0].lower() not in ANSWERS)
             value = "true" if bare else words.pop(0)
         if name in fields:
             out += [f"--{name}={json.dumps([value]) if name in whole else value}"]

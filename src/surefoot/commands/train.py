@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 from surefoot.commands.options import parse, plainly_said
+from surefoot.commands.outlived import outlived
 from surefoot.config import SFTConfig
 from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
 from surefoot.recipes import read_recipe
+from surefoot.runfolder import RunFolder
 
 
 def run(argv: list[str]) -> int:
@@ -28,22 +30,26 @@ def run(argv: list[str]) -> int:
     if TRANSLATED & set(parsed.options):
         options.pop("precision", None)
     options.update(parsed.options)
-    with plainly_said():
+    with outlived(), plainly_said():
         args = SFTConfig(**options)
         return _train(args, argv, as_json=parsed.json)
 
 
 def _train(args: SFTConfig, argv: list[str], *, as_json: bool) -> int:
     from surefoot.train.interrupt import Interrupted
+    from surefoot.train.resume import refuse_early
     from surefoot.train.trainer import SFTTrainer
 
+    refuse_early(RunFolder(args.output_dir), args)
     trainer = SFTTrainer(args=args)
     for line in [*trainer.ledgers(), *trainer.notes()]:
         print(line, file=sys.stderr)
     try:
         metrics = trainer.train()
     except Interrupted as stopped:
-        again = shlex.join(["surefoot", "train", *argv, "--resume_from_checkpoint", "true"])
+        on = ["--overwrite_output_dir", "false"] if args.overwrite_output_dir else []
+        on += ["--resume", "auto"] if args.resume_from_checkpoint != "auto" else []
+        again = shlex.join(["surefoot", "train", *argv, *on])
         print(f"\n{stopped}. Go on with:\n  {again}", file=sys.stderr)
         return 128 + stopped.signal
     result = {"output_dir": str(trainer.run.path), "steps": trainer.progress.step, **metrics}

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from surefoot.commands.options import parse
 from surefoot.errors import UserError
-from surefoot.events import RunFolder
 from surefoot.report.glyphs import fixed, number, printable, share
 from surefoot.report.terminal_parts import heading, put
 from surefoot.report.texts import Texts, read_texts
 from surefoot.report.worst import RowCost, WorstRows, worst_rows
+from surefoot.runfolder import RunFolder
 from surefoot.validation import checked
 
 WIDEST = 160

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,14 @@ class Dataset:
     def lengths(self) -> np.ndarray:
         """int32 [examples]: tokens of each example, without reading any."""
         return self.stored.lengths
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it: hashes of the rows and of what is learned of them, and the ledger."""
+        return {
+            "fingerprint": self.fingerprint,
+            "examples": self.stored.digest(),
+            "ledger": self.ledger.to_dict(),
+        }
 
     def some(self, most: int) -> list[Example]:
         """At most `most` examples: the first ones, and the longest of all."""

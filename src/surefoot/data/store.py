@@ -12,6 +12,7 @@ Where a file cannot be written (the disk is full), what there is goes on in memo
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -87,6 +88,18 @@ class Stored:
     def rows(self) -> Lazy[tuple[Example, ...]]:
         """The examples of each row that has any."""
         return Lazy(len(self._rows), self._row)
+
+    def digest(self) -> str:
+        """sha256 of what is learned, in its order: tokens, borders, weights, row numbers. Not of a file's name."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self.tokens), 1 << 22):
+            digest.update(self.tokens[start : start + (1 << 22)])
+            self._release()
+        digest.update(self._examples)
+        for part in ("row", "end"):
+            digest.update(np.ascontiguousarray(self._rows[part]))
+        self._release()
+        return digest.hexdigest()
 
     @property
     def lengths(self) -> np.ndarray:

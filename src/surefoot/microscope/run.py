@@ -21,13 +21,14 @@ from transformers import PreTrainedTokenizerBase
 
 from surefoot.config import SFTConfig
 from surefoot.data.rows import Example
-from surefoot.events import Event, RunFolder, SlideEvent
+from surefoot.events import Event, SlideEvent
 from surefoot.microscope.ground import WeightsLost
 from surefoot.microscope.independent import refused
 from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.microscope.watchman import Alert, Watchman, event_of, few
 from surefoot.model.network import Network
+from surefoot.runfolder import RunFolder
 from surefoot.train.distributed import add_up_numbers, local, rank, ranks
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers
@@ -50,12 +51,14 @@ class Microscope:
         model_name: str,
         watched: Sequence[Watched] = (),
         told: Told = lambda done, total: None,
+        going: Callable[[], None] = lambda: None,
     ) -> None:
+        """`going` is called after each micro-batch of a step that is not opened, and may raise to leave it."""
         self.run, self.args, self.network, self.tokenizer = run, args, network, tokenizer
         self.optimizers, self.model_name, self.watched = optimizers, model_name, tuple(watched)
         held = {id(p) for group in optimizers.groups() for p in group["params"]}
         self.names = [name for name, p in network.model.named_parameters() if id(p) in held]
-        self._told = told
+        self._told, self._going = told, going
         self.seconds = 0.0
         """What looking at the last step took besides the step."""
         self.watchman = Watchman(self.names)
@@ -103,7 +106,9 @@ class Microscope:
         if divisor_of(examples) > 0:  # without a target there is nothing to see, and the wish waits
             because = self._asked(step) or self.watchman.waiting
             self.watchman.waiting = None
-        self._plainly = partial(losses, self.network, examples, budget, backprop=True, seed=seed)
+        self._plainly = partial(
+            losses, self.network, examples, budget, backprop=True, seed=seed, seen=lambda *_: self._going()
+        )
         self._found = self._watched(because) if because is not None else self._plainly()
         alert = self.watchman.of_losses(self._found)
         if alert is not None and self._alert(step, alert) and self._opening is None:

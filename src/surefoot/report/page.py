@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.events import RunFolder
 from surefoot.microscope.slide import Opened
 from surefoot.report.curves import columns
 from surefoot.report.runs import Run
 from surefoot.report.texts import Texts, read_texts
 from surefoot.report.worst import RowCost, WorstRows, worst_rows
+from surefoot.runfolder import RunFolder
 
 SCRIPTS = (
     "dom.js",

@@ -14,7 +14,7 @@ from surefoot.data.rows import Conversation, PlainText, Record, Row
 from surefoot.data.shapes import detect
 from surefoot.data.sources import Source, open_source
 from surefoot.errors import UserError
-from surefoot.events import RunFolder
+from surefoot.runfolder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""What happens between two updates: log, watch, evaluate, keep the best, save, tell the callbacks."""
+"""What happens between two updates: log, watch, evaluate, keep the best, save, tell the callbacks.
+
+1. `after` tells of the step, and looks at the watched prompts.
+2. `follow` evaluates and saves. A run that is asked to stop in an evaluation leaves it, to do it again on resuming.
+"""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,22 +17,22 @@ from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset
 from surefoot.errors import UserError
 from surefoot.events import (
-    CheckpointEvent,
     EndEvent,
-    EvalEvent,
     Event,
-    RunFolder,
-    SampleEvent,
     StartEvent,
     StepEvent,
     WatchEvent,
 )
 from surefoot.microscope.run import Microscope
 from surefoot.model.network import Network
-from surefoot.train import checkpoint, hardware
+from surefoot.runfolder import RunFolder
+from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
-from surefoot.train.checkpoint import Progress
-from surefoot.train.evaluate import answer, evaluate, exact_match, probabilities, tokenise_watch
+from surefoot.train.evaluate import probabilities, tokenise_watch
+from surefoot.train.interrupt import Stopped, StopRequest
+from surefoot.train.judging import Judge
+from surefoot.train.keeping import STOPPED, Keeping
+from surefoot.train.manifest import Progress
 from surefoot.train.optim import Optimizers
 from surefoot.train.progress import ProgressBar
 from surefoot.train.setup import make_renderer
@@ -56,8 +58,8 @@ class Between:
         steps_per_epoch: int,
     ) -> None:
         self.run, self.args, self.network, self.tokenizer = run, args, network, tokenizer
-        self.eval_data, self.optimizers, self.progress = eval_data, optimizers, progress
         self.callbacks, self.total_steps, self.steps_per_epoch = callbacks, total_steps, steps_per_epoch
+        self.stop = StopRequest()
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
         self.bar = None if args.disable_tqdm else ProgressBar()
@@ -70,11 +72,35 @@ class Between:
             optimizers=optimizers,
             model_name=model_name,
             watched=self.watched,
+            going=self.stop.check,
             **looking,
         )
-        self.enough = False
-        self.predicted_peak_bytes = 0
+        self.keeping = Keeping(
+            run=run,
+            args=args,
+            network=network,
+            optimizers=optimizers,
+            progress=progress,
+            callbacks=callbacks,
+            emit=self.emit,
+        )
+        self.judge = Judge(
+            args=args,
+            network=network,
+            tokenizer=tokenizer,
+            eval_data=eval_data,
+            callbacks=callbacks,
+            emit=self.emit,
+            log=self._log,
+            events_size=run.events_size,
+            stop=self.stop,
+        )
         callbacks.handler.optimizer = optimizers.parts[0]
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return self.keeping.progress
 
     def emit(self, event: Event) -> None:
         """Write an event and show it."""
@@ -84,10 +110,16 @@ class Between:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While open, the bar may draw; afterwards the terminal is as it was, whatever happened."""
+        """While open, the bar may draw. Afterwards the terminal is as it was, and a save on its way is finished,
+        whatever happened; but for a second Ctrl-C, which waits for nothing."""
         try:
             yield
+        except KeyboardInterrupt as stopped:
+            if self.stop.twice:
+                self.keeping.saver.give_up()
+            raise stopped
         finally:
+            self.keeping.finish()
             if self.bar is not None:
                 self.bar.close()
 
@@ -97,27 +129,15 @@ class Between:
         state.global_step = self.progress.step
         state.log_history = self.progress.log_history
         state.is_local_process_zero = state.is_world_process_zero = True
-        self.emit(event)
+        if not event.resumed:
+            self.emit(event)
+        elif self.bar is not None:
+            self.bar(event)  # the log goes on where the checkpoint was saved, as if nothing had happened
         self.callbacks.tell("on_train_begin")
         if not event.resumed:
-            if self.args.eval_on_start and self.eval_data:
-                self.evaluate()
+            if self.args.eval_on_start and self.judge.eval_data:
+                self.judge.evaluate(self.progress)
             self.watch()
-
-    def resume(self, resume: bool | str) -> Progress:
-        """Put weights, optimizer and progress back from a checkpoint, and cut the events to match."""
-        path = checkpoint.newest(self.run.checkpoints) if resume is True else Path(str(resume))
-        if path is None:
-            raise UserError(
-                f"{self.run.path} has no checkpoint to continue from; run without resume_from_checkpoint"
-            )
-        self.progress = checkpoint.load(path, self.network.model, self.optimizers)
-        if path.resolve().parent == self.run.checkpoints.resolve():
-            self.run.go_back(self.progress.step, self.progress.events_size)
-            self.microscope.resume()
-        else:
-            self.run.claim(self.args.overwrite_output_dir)
-        return self.progress
 
     def after(self, step: int, found: Losses, change: Change, seconds: float) -> None:
         """All that follows an update; `seconds` is what it took."""
@@ -144,9 +164,11 @@ class Between:
             memory_bytes=hardware.peak_bytes(self.network.device),
             examples=[(e.where, e.loss, e.tokens) for e in found.examples],
         )
+        self.progress.last_loss = found.loss
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
         self.microscope.tell(self.emit)
+        self.keeping.tell(self.keeping.saver.news())
         self._add_up(done)
         self.callbacks.tell("on_step_end")
         epoch_ends = done.step % self.steps_per_epoch == 0
@@ -161,21 +183,47 @@ class Between:
             self.log(done)
         if self._due(args.watch_steps or args.logging_steps) or last:
             self.watch()
+        self.follow()
+
+    def catch_up(self) -> None:
+        """What was left when the run was stopped in an evaluation."""
+        if self.progress.pending is not None:
+            self.follow()
+
+    def follow(self) -> None:
+        """Evaluate and save, where that is due after the steps so far."""
+        args, control, progress = self.args, self.callbacks.control, self.progress
+        epoch_ends, last = progress.step % self.steps_per_epoch == 0, progress.step == self.total_steps
+        if progress.pending is not None:
+            vars(control).update(progress.pending)
+            progress.pending = None
+        asked = vars(control).copy()
         every = self._due(args.eval_steps or args.logging_steps)
-        asked = {"steps": every, "epoch": epoch_ends, "no": False}[args.eval_strategy]
-        better = self.evaluate() if self.eval_data and (asked or control.should_evaluate) else False
-        asked = {"steps": self._due(args.save_steps), "epoch": epoch_ends, "no": False, "best": better}
-        keep_best = better and args.load_best_model_at_end
-        if (asked[args.save_strategy] and not last) or control.should_save or keep_best:
-            self.save()
-        patience = args.early_stopping_patience
-        out_of_patience = patience is not None and self.progress.evaluations_without_better >= patience
+        due = {"steps": every, "epoch": epoch_ends, "no": False}[args.eval_strategy]
+        better = False
+        if self.judge.eval_data and (due or control.should_evaluate):
+            try:
+                better = self.judge.evaluate_unless_stopped(progress)
+            except Stopped:
+                progress.pending = asked
+                return
         if control.should_epoch_stop:
             raise UserError(
                 "a callback set should_epoch_stop, but which rows a step has follows from its number alone; "
                 "it can set should_training_stop"
             )
-        self.enough = (out_of_patience or control.should_training_stop) and not last
+        patience = args.early_stopping_patience
+        out_of_patience = patience is not None and progress.evaluations_without_better >= patience
+        progress.enough = (out_of_patience or control.should_training_stop) and not last
+        why = {
+            "a callback asked for it": control.should_save,
+            "the best so far": better and (args.load_best_model_at_end or args.save_strategy == "best"),
+            "the end of an epoch": epoch_ends and args.save_strategy == "epoch",
+            f"every {args.save_steps:g} steps": args.save_strategy == "steps" and self._due(args.save_steps),
+        }
+        because = next((said for said, holds in why.items() if holds), None)
+        if because is not None and not last:
+            self.keeping.save(because)
         control.should_log = control.should_evaluate = control.should_save = False
 
     def _due(self, every: float) -> bool:
@@ -221,78 +269,11 @@ class Between:
         for watched, p in zip(self.watched, found, strict=True):
             self.emit(WatchEvent(step=self.progress.step, prompt=watched.watch.prompt, p=p))
 
-    def evaluate(self) -> bool:
-        """Evaluate on every held-out set; true if the (first) one is the best so far."""
-        better = False
-        for number, (name, data) in enumerate(self.eval_data.items()):
-            started = time.perf_counter()
-            found = evaluate(self.network, data.examples, self.progress.micro_batch_tokens)
-            if self.args.eval_exact_match or self.args.eval_samples:
-                found.update(self._answers(data))
-            prefix = "eval" if name == "eval" else f"eval_{name}"
-            metrics = {f"{prefix}_{key}": value for key, value in found.items()}
-            better_here = number == 0 and self._is_best(
-                found[self.args.metric_for_best_model.removeprefix("eval_")]
-            )
-            better = better or better_here
-            self.emit(
-                EvalEvent(
-                    step=self.progress.step,
-                    name=name,
-                    metrics=metrics,
-                    best=better_here,
-                    eval_seconds=time.perf_counter() - started,
-                )
-            )
-            self._log(metrics)
-            self.callbacks.tell("on_evaluate", metrics=metrics)
-        return better
-
-    def _answers(self, data: Dataset) -> dict[str, float]:
-        args = self.args
-        examples = data.examples if args.eval_exact_match else data.examples[: args.eval_samples]
-        answers = answer(self.network, self.tokenizer, examples, max_new_tokens=args.max_new_tokens)
-        for one in answers[: args.eval_samples]:
-            self.emit(
-                SampleEvent(
-                    step=self.progress.step,
-                    where=one.where,
-                    prompt=one.prompt,
-                    answer=one.answer,
-                    want=one.want,
-                )
-            )
-        return {"exact_match": exact_match(answers)} if args.eval_exact_match else {}
-
-    def _is_best(self, metric: float) -> bool:
-        progress, best = self.progress, self.progress.best_metric
-        better = best is None or (metric > best if self.args.best_is_greater else metric < best)
-        if better:
-            progress.best_metric, progress.best_step = metric, progress.step
-            self.callbacks.state.best_metric, self.callbacks.state.best_global_step = metric, progress.step
-            progress.evaluations_without_better = 0
-        else:
-            progress.evaluations_without_better += 1
-        return better
-
-    def save(self) -> None:
-        """Save a checkpoint of this step."""
-        started = time.perf_counter()
-        self.progress.log_history = self.callbacks.state.log_history
-        self.progress.events_size = self.run.events_size()
-        path = checkpoint.save(self.run.checkpoints, self.network.model, self.optimizers, self.progress)
-        seconds = time.perf_counter() - started
-        self.emit(CheckpointEvent(step=self.progress.step, path=path.name, save_seconds=seconds))
-        checkpoint.retain(self.run.checkpoints, self.args.save_total_limit, self.progress.best_step)
-        self.callbacks.tell("on_save")
-
-    def restore_best(self) -> None:
-        """With `load_best_model_at_end`: put the best evaluation's weights back."""
-        best = self.progress.best_step
-        if self.args.load_best_model_at_end and best is not None and best != self.progress.step:
-            path = self.run.checkpoints / f"step-{best:08d}"
-            if path.is_dir():  # not when the best was before the first step
-                checkpoint.load_weights(path, self.network.model)
+    def end_for_now(self, seconds: float) -> None:
+        """Save, and close a run that was asked to stop; it can go on."""
+        if self.progress.step > 0:
+            self.keeping.save_surely(STOPPED)
+        self.end("interrupted", seconds)
 
     def end(self, reason: str, seconds: float) -> dict[str, float]:
         """Close the run; returns Hugging Face's closing metrics."""
@@ -314,7 +295,7 @@ class Between:
                 train_runtime_seconds=seconds,
                 train_loss=metrics["train_loss"],
                 peak_memory_bytes=hardware.peak_bytes(self.network.device),
-                predicted_peak_memory_bytes=self.predicted_peak_bytes,
+                predicted_peak_memory_bytes=self.keeping.predicted_peak_bytes,
             )
         )
         return metrics

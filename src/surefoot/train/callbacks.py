@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
@@ -39,6 +39,27 @@ class Callbacks:
         self.control = (
             self.handler.call_event(event, self.args, self.state, self.control, **what) or self.control
         )
+
+    def listen(self, event: str) -> bool:
+        """Whether a callback does anything at `event`."""
+        return any(
+            getattr(type(one), event, None) is not getattr(TrainerCallback, event)
+            for one in self.handler.callbacks
+        )
+
+    def exported(self) -> dict[str, Any]:
+        """The state of those callbacks that have any to keep (Hugging Face's ExportableState), by class."""
+        return {
+            type(one).__name__: one.state()["attributes"]
+            for one in self.handler.callbacks
+            if isinstance(one, ExportableState)
+        }
+
+    def restore(self, exported: dict[str, Any]) -> None:
+        """Put back what `exported` gave."""
+        for one in self.handler.callbacks:
+            for name, value in exported.get(type(one).__name__, {}).items():
+                setattr(one, name, value)
 
 
 def _reporters(report_to: str | list[str]) -> list[type[TrainerCallback]]:

@@ -1,110 +1,250 @@
-"""Checkpoints: everything a run needs to go on bit for bit, as safetensors and JSON, committed by rename."""
+"""Checkpoints: everything a run needs to go on bit for bit, as safetensors and JSON, committed by rename.
+
+    step-00000040/
+      weights.safetensors     what trains, in its own type, and the buffers that a model keeps
+      optimizer.safetensors   tensors by `parameter name/key`
+      state.json              progress, what of the optimizer is no tensor, callbacks, what run it is of
+      manifest.json           written last: step, loss, why it was saved; size and sha256 of each file
+
+1. `Snapshot` holds the state, or a copy of it.
+2. `write` puts it on the disk under another name, syncs it, and renames it: it is there whole, or not at all.
+3. `load` puts it back, once `manifest.verify` has found it to be what was written.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from surefoot.errors import UserError
+from surefoot.regular import open_regular
+from surefoot.runfolder import numbered
+from surefoot.train.manifest import (
+    MANIFEST,
+    OPTIMIZER,
+    QUARANTINE,
+    STATE,
+    VERSION,
+    WEIGHTS,
+    Progress,
+    digest,
+    name_of,
+    progress_of,
+    state_of,
+)
 from surefoot.train.optim import Optimizers
+from surefoot.train.storage import Storage
+from surefoot.train.tensorfile import TensorFile
+
+SMALL_FILES_BYTES = 1 << 16
+"""What is reserved for manifest and folders when room is asked for."""
 
 
-@dataclass
-class Progress:
-    """Where a run is. Order of data, learning rate and dropout follow from `step`, so they are not in it."""
+class Snapshot:
+    """A run's state at one step. It is a view of the live state until `copy`."""
 
-    step: int = 0
-    num_tokens: int = 0
-    loss_sum: float = 0.0
-    """Of all steps, for the final train_loss."""
-    unlogged: dict[str, float] = field(default_factory=dict)
-    """Sums since the last log entry."""
-    best_metric: float | None = None
-    best_step: int | None = None
-    evaluations_without_better: int = 0
-    micro_batch_tokens: int = 0
-    """The planner's budget: it decides the order of summation, so a resumed run uses the same."""
-    events_size: int = 0
-    log_history: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizers: Optimizers,
+        progress: Progress,
+        because: str,
+        **more: Any,
+    ) -> None:
+        """`more`: what else goes to state.json, as plain values."""
+        self.step, self.loss, self.because = progress.step, progress.last_loss, because
+        tensors, plain = optimizers.state()
+        self.tensors = {WEIGHTS: TensorFile(kept_tensors(model)), OPTIMIZER: TensorFile(tensors)}
+        content = {
+            "progress": asdict(progress),
+            "optimizer": plain,
+            "groups": optimizers.groups_state(),
+            **more,
+        }
+        self.state = json.dumps(content).encode()
+        self.copied = False
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of weights and optimizer state."""
+        return sum(file.size for file in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on the disk."""
+        return self.tensor_bytes + len(self.state)
+
+    def copy(self) -> None:
+        """Make it independent of what training does next. Raises MemoryError or OSError."""
+        for file in self.tensors.values():
+            file.copy()
+        self.copied = True
+
+    def forget(self) -> None:
+        for file in self.tensors.values():
+            file.forget()
+
+    def files(self) -> Iterator[tuple[str, Iterator[memoryview]]]:
+        """Name and content of each file but the manifest."""
+        for name, file in self.tensors.items():
+            yield name, file.pieces()
+        yield STATE, iter([memoryview(self.state)])
 
 
-def save(folder: Path, model: torch.nn.Module, optimizers: Optimizers, progress: Progress) -> Path:
-    """Write checkpoint `step-N` under `folder` and return its path; it is there whole, or not at all."""
-    final = folder / f"step-{progress.step:08d}"
-    if final.is_dir():
-        return final
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors, plain = optimizers.state()
-    save_file(_trained(model), partial / "weights.safetensors")
-    save_file(tensors, partial / "optimizer.safetensors")
-    content = {"progress": asdict(progress), "optimizer": plain}
-    (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(final)
+# Writing ---------------------------------------------------------------------------------------------------
+
+
+def write(
+    storage: Storage, folder: Path, snapshot: Snapshot, going: Callable[[], None] = lambda: None
+) -> Path:
+    """Commit a checkpoint under `folder`, which must be there; returns its path.
+
+    `going` is called between pieces, and may raise to give up. Raises OSError, and nothing is committed then.
+    """
+    final = folder / name_of(snapshot.step)
+    partial = _unused(folder, f".{final.name}.partial")
+    storage.make_folder(partial)
+    files = {}
+    for name, pieces in snapshot.files():
+        files[name] = _write_file(storage, partial / name, pieces, going)
+    content = {"version": VERSION, "step": snapshot.step, "loss": snapshot.loss, "because": snapshot.because}
+    content["files"] = files
+    content["digest"] = digest(content)
+    text = json.dumps(content, indent=1).encode()
+    storage.sync_folder(partial)
+    _write_file(storage, partial / MANIFEST, iter([memoryview(text)]), going)
+    storage.sync_folder(partial)
+    storage.rename(partial, final)
+    storage.sync_folder(folder)
     return final
 
 
-def load(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> Progress:
-    """Put weights and optimizer state back. Raises UserError when the checkpoint does not fit the model."""
-    progress, plain = _state(path)
+def _write_file(
+    storage: Storage, path: Path, pieces: Iterator[memoryview], going: Callable[[], None]
+) -> dict[str, Any]:
+    running, size = hashlib.sha256(), 0
+    handle = storage.create(path)
     try:
-        weights = load_file(path / "weights.safetensors")
-        tensors = load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read: {error}") from None
-    load_weights(path, model, weights)
-    optimizers.load_state(tensors, plain)
+        for piece in pieces:
+            going()
+            storage.write(handle, piece)
+            running.update(piece)
+            size += len(piece)
+        storage.sync(handle)
+    finally:
+        storage.close(handle)
+    return {"size": size, "sha256": running.hexdigest()}
+
+
+def _unused(folder: Path, name: str) -> Path:
+    """A name under `folder` that nothing has; what a crash has left there is not written into."""
+    number = 0
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"
+
+
+def tidy(storage: Storage, folder: Path) -> None:
+    """Take away what saves that did not come to their end, and removals, have left."""
+    for path in folder.glob(".step-*"):
+        if path.is_dir() and not path.is_symlink():
+            storage.remove(path)
+
+
+def retain(storage: Storage, folder: Path, limit: int | None, best: int | None, sound: set[int]) -> None:
+    """Delete all but the newest `limit` checkpoints (two at least), the best one, and the two newest that are known
+    to be `sound`."""
+    if limit is None:
+        return
+    steps = [step for step, _ in numbered(folder)]
+    keep = {*steps[-max(limit, 2) :], *[step for step in steps if step in sound][-2:], best}
+    for step, path in numbered(folder):
+        if step not in keep:
+            _remove(storage, path)
+
+
+def _remove(storage: Storage, path: Path) -> None:
+    """Out of sight at once, so that half a checkpoint is never seen."""
+    aside = _unused(path.parent, f".{path.name}.removed")
+    storage.rename(path, aside)
+    storage.sync_folder(path.parent)
+    storage.remove(aside)
+
+
+def quarantine(storage: Storage, path: Path) -> Path:
+    """Put a damaged checkpoint aside, for somebody to look at; returns where it is now."""
+    place = path.parent / QUARANTINE
+    if not place.is_dir():
+        storage.make_folder(place)
+    aside = place / path.name
+    aside = _unused(place, path.name) if aside.exists() else aside
+    storage.rename(path, aside)
+    storage.sync_folder(place)
+    storage.sync_folder(path.parent)
+    return aside
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> Progress:
+    """Put weights and optimizer state back, of a checkpoint that was verified.
+
+    Raises UserError when it does not fit the model.
+    """
+    content = state_of(path)
+    progress = progress_of(path, content)
+    load_weights(path, model)
+    tensors = _tensors(path / OPTIMIZER)
+    try:
+        optimizers.load_state(tensors, content["optimizer"], content["groups"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its optimizer state is of another run: {error}") from None
     return progress
 
 
-def progress_of(path: Path) -> Progress:
-    """Where the run was. Raises UserError when the checkpoint cannot be read."""
-    return _state(path)[0]
-
-
-def _state(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """What of a checkpoint is no tensor: the progress, and the plain values of the optimizer's state."""
-    try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return Progress(**content["progress"]), content["optimizer"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read: {error}") from None
-
-
-def load_weights(path: Path, model: torch.nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Put the trained weights back."""
-    weights = load_file(path / "weights.safetensors") if weights is None else weights
-    own = _trained(model)
-    if set(own) != set(weights) or any(own[name].shape != weights[name].shape for name in own):
-        odd = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
+def load_weights(path: Path, model: torch.nn.Module) -> None:
+    """Put the trained weights back. Raises UserError when they are of another model."""
+    weights, own = _tensors(path / WEIGHTS), kept_tensors(model)
+    odd = sorted(set(own) ^ set(weights)) or [
+        name
+        for name in own
+        if (own[name].shape, own[name].dtype) != (weights[name].shape, weights[name].dtype)
+    ]
+    if odd:
         raise UserError(f"{path}: the checkpoint is of another model or another choice of weights ({odd[0]})")
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
 
 
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        open_regular(path, follow=False).close()
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint under `folder`, by step."""
-    found = sorted(folder.glob("step-*"))
-    return found[-1] if found else None
+    found = list(numbered(folder))
+    return found[-1][1] if found else None
 
 
-def retain(folder: Path, limit: int | None, best_step: int | None) -> None:
-    """Delete all but the newest `limit` checkpoints and the best one."""
-    if limit is None:
-        return
-    best = f"step-{best_step:08d}" if best_step is not None else None
-    for path in sorted(folder.glob("step-*"))[:-limit]:
-        if path.name != best:
-            shutil.rmtree(path)
-
-
-def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+def kept_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training may change: the weights that train, and the buffers that belong to the model's state."""
+    kept = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for prefix, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                kept[f"{prefix}.{name}".lstrip(".")] = buffer.detach()
+    return kept

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +52,20 @@ def evaluating(network: Network) -> Iterator[None]:
         network.model.train(training)
 
 
-def evaluate(network: Network, examples: Sequence[Example], budget: int) -> dict[str, float]:
+Going = Callable[[], None]
+"""Called again and again in long work; raises to leave it."""
+
+
+def _on() -> None:
+    pass
+
+
+def evaluate(
+    network: Network, examples: Sequence[Example], budget: int, going: Going = _on
+) -> dict[str, float]:
     """loss, perplexity and token_accuracy over all supervised tokens of `examples`, whatever the batching."""
     with evaluating(network):
-        found = losses(network, examples, budget, backprop=False)
+        found = losses(network, examples, budget, backprop=False, seen=lambda *_: going())
     return {
         "loss": found.loss,
         "perplexity": math.exp(min(found.loss, 700.0)),
@@ -73,6 +85,7 @@ def answer(
     *,
     max_new_tokens: int,
     batch_tokens: int = 8192,
+    going: Going = _on,
 ) -> list[Answer]:
     """Greedy answers to the prompts of `examples`, in their order.
 
@@ -87,7 +100,8 @@ def answer(
             size = max(1, min(64, batch_tokens // longest))
             batch, by_length = by_length[-size:], by_length[:-size]
             prompts = [examples[i].prompt_ids for i in batch]
-            for i, ids in zip(batch, generate(network, tokenizer, prompts, max_new_tokens), strict=True):
+            answers = generate(network, tokenizer, prompts, max_new_tokens, going)
+            for i, ids in zip(batch, answers, strict=True):
                 texts[i] = str(tokenizer.decode(ids, skip_special_tokens=True))
     return [
         Answer(
@@ -105,6 +119,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
+    going: Going = _on,
 ) -> list[list[int]]:
     """Greedy continuations (token ids, ends included) of a batch of prompts, by the model's own `generate`."""
     generation = network.core.generation_config
@@ -124,8 +139,15 @@ def generate(
         top_k=None,
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
+        stopping_criteria=[partial(_stopping, going)],
     )
     return [_until(ids, ends) for ids in out[:, width:].tolist()]
+
+
+def _stopping(going: Going, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    """No answer ends for this; but the work may be left."""
+    going()
+    return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
 def generating(model: torch.nn.Module) -> Callable[..., torch.Tensor]:

@@ -116,8 +116,23 @@ class Optimizers:
                 plain[place] = value
         return tensors, plain
 
-    def load_state(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
-        """Restore what `state` gave. Raises ValueError when a name is not among the trained weights."""
+    def groups_state(self) -> list[dict[str, float]]:
+        """The numbers of each group but its learning rate, which follows from the step: some optimizers count and
+        estimate there."""
+        rates = ("lr", "initial_lr")
+        return [
+            {
+                key: value
+                for key, value in group.items()
+                if isinstance(value, int | float) and key not in rates
+            }
+            for group in self.groups()
+        ]
+
+    def load_state(
+        self, tensors: dict[str, torch.Tensor], plain: dict[str, Any], groups: list[dict[str, float]]
+    ) -> None:
+        """Restore what `state` and `groups_state` gave. Raises ValueError when that is of other weights."""
         owners = {
             self.names[id(parameter)]: (part, parameter)
             for part in self.parts
@@ -130,6 +145,8 @@ class Optimizers:
                 raise ValueError(f"the checkpoint has optimizer state for {name}, which is not trained here")
             part, parameter = owners[name]
             part.state[parameter][key] = value.clone() if isinstance(value, torch.Tensor) else value
+        for group, numbers in zip(self.groups(), groups, strict=True):
+            group.update({key: value for key, value in numbers.items() if key in group})
 
     def _entries(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
         for part in self.parts:

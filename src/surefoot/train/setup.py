@@ -27,6 +27,7 @@ from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
 from surefoot.model.network import Network, embedding_rows, look_at, unwrapped
 from surefoot.train import hardware
+from surefoot.train.identity import weights_digest
 
 LOOKED_AT = 1_000
 """Examples among which those are found that tell how the model can be run."""
@@ -43,6 +44,8 @@ class Prepared:
     name: str
     product_dtype: torch.dtype | None
     notes: list[str]
+    digest: str
+    """sha256 of the base model's weights; of a model object, of those that do not train: the others change."""
 
 
 def prepare_model(
@@ -59,6 +62,7 @@ def prepare_model(
         raise UserError("no model: pass model=..., or model_name_or_path in the recipe or as a flag")
     lora = args.use_peft or peft_config is not None
     notes: list[str] = []
+    named = not isinstance(model, torch.nn.Module)
     if isinstance(model, torch.nn.Module):
         name = unwrapped(model).config._name_or_path or type(unwrapped(model)).__name__
         tokenizer = tokenizer or load_tokenizer(name)
@@ -80,12 +84,15 @@ def prepare_model(
         eos_token=args.eos_token,
         add_special_tokens=args.add_special_tokens,
     )
+    digest = weights_digest(model) if named else ""
     if lora:
         model = adapt(model, peft_config or lora_config(args))
     model.to(place)
     product_dtype = _set_precision(model, args.precision, place)
     model.train()
-    return Prepared(model, tokenizer, name, product_dtype, notes)
+    return Prepared(
+        model, tokenizer, name, product_dtype, notes, digest or weights_digest(model, frozen_only=True)
+    )
 
 
 def _set_precision(model: torch.nn.Module, precision: str | None, place: torch.device) -> torch.dtype | None:
@@ -172,7 +179,7 @@ def prepare_network(prepared: Prepared, examples: Sequence[Example], args: SFTCo
     return look_at(prepared.model, examples, prepared.product_dtype, args.share_prefixes)
 
 
-def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int) -> dict[str, Any]:
+def describe(prepared: Prepared, network: Network, args: SFTConfig) -> dict[str, Any]:
     """What run.json says of model, precision, machine and versions."""
     parameters = list(network.model.parameters())
     template = prepared.tokenizer.chat_template
@@ -191,6 +198,7 @@ def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int)
             "notes": [*prepared.notes, *network.reasons],
         },
         "hashes": {
+            "base_model": prepared.digest,
             "chat_template": _digest(template if isinstance(template, str) else repr(template)),
             "tokenizer": _digest(repr(vocabulary)),
             "model_config": _digest(network.core.config.to_json_string(use_diff=False)),
@@ -198,7 +206,6 @@ def describe(prepared: Prepared, network: Network, args: SFTConfig, budget: int)
         "machine": {
             "device": _device_name(network.device),
             "threads": torch.get_num_threads(),
-            "micro_batch_tokens": budget,
             "heap_kept": hardware.keep_heap() if network.device.type == "cpu" else False,
         },
         "versions": {

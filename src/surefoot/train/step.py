@@ -14,13 +14,14 @@ import torch
 
 from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
+from surefoot.errors import StoppedError
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
 from surefoot.train.distributed import add_up_numbers, local, micro_batches, rank, ranks, total_norm
 from surefoot.train.optim import Optimizers, Turn
 
 
-class NotFinite(RuntimeError):  # noqa: N818
+class NotFinite(StoppedError):  # noqa: N818
     """Loss or gradient is not finite. Raised before the update: weights and optimizer are as they were."""
 
 

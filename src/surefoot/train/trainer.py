@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +24,22 @@ from surefoot.data.rows import Example
 from surefoot.data.sampler import Sampler
 from surefoot.data.sources import Source
 from surefoot.errors import UserError
-from surefoot.events import RunFolder, StartEvent
+from surefoot.events import StartEvent
 from surefoot.model.load import save, stop_at
+from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.between import Between
 from surefoot.train.callbacks import Callbacks
-from surefoot.train.checkpoint import Progress
 from surefoot.train.evaluate import answer, evaluate, exact_match
-from surefoot.train.interrupt import Interrupted, asked_to_stop
+from surefoot.train.identity import identity
+from surefoot.train.interrupt import Interrupted, Stopped, asked_to_stop
+from surefoot.train.manifest import Progress, progress_of
 from surefoot.train.optim import Optimizers, build, own, schedule
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
+from surefoot.train.result import save_result
+from surefoot.train.resume import find
 from surefoot.train.selfcheck import quick
 from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
 from surefoot.train.step import Change, Losses, NotFinite, seed_of
@@ -105,32 +111,47 @@ class SFTTrainer:
         NotFinite before an update that would destroy the weights.
         """
         data, sampler, optimizers, total_steps = self._prepare()
-        between = self._begin(resume_from_checkpoint, data, optimizers, sampler, total_steps)
-        first, run_started = self.progress.step, time.perf_counter()
-        with asked_to_stop() as stop, between.listening():
-            for epoch in sampler.epochs(first, total_steps):
-                for step in sampler.steps(epoch, first, total_steps):
-                    if between.enough or stop.signal is not None:
-                        break
-                    started = time.perf_counter()
-                    self._set_learning_rate(optimizers, step, total_steps)
-                    examples = data.of_rows(sampler.step(step).tolist())
-                    found = self._backprop(between, examples, step)  # predict, loss, backprop
-                    change = self._update(between, examples, step)
-                    between.after(step, found, change, time.perf_counter() - started)  # log, evaluate, save
-            seconds = time.perf_counter() - run_started
-            if stop.signal is not None:
-                between.save()
-                between.end("interrupted", seconds)
-                raise Interrupted(stop.signal, self.progress.step, self.run.path)
-            between.restore_best()
-            self.save_model()
-            return between.end("stopped early" if between.enough else "finished", seconds)
+        resume = (
+            self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        )
+        with self.run.locked():
+            between = self._begin(resume, data, optimizers, sampler, total_steps)
+            first, run_started = self.progress.step, time.perf_counter()
+            with asked_to_stop(between.stop) as stop, between.listening():
+                between.catch_up()
+                for epoch in sampler.epochs(first, total_steps):
+                    for step in sampler.steps(epoch, first, total_steps):
+                        if self.progress.enough or stop.signal is not None:
+                            break
+                        started = time.perf_counter()
+                        self._set_learning_rate(optimizers, step, total_steps)
+                        examples = data.of_rows(sampler.step(step).tolist())
+                        found = self._backprop(between, examples, step)  # predict, loss, backprop
+                        if found is None:  # asked to stop in the middle of it
+                            break
+                        change = self._update(between, examples, step)
+                        between.after(
+                            step, found, change, time.perf_counter() - started
+                        )  # log, evaluate, save
+                seconds = time.perf_counter() - run_started
+                if stop.signal is not None:
+                    between.end_for_now(seconds)
+                    raise Interrupted(stop.signal, self.progress.step, self.run.path)
+                between.keeping.last()
+                self.save_model()
+                return between.end("stopped early" if self.progress.enough else "finished", seconds)
 
-    def _backprop(self, between: Between, examples: list[Example], step: int) -> Losses:
-        """Predict, compare, and add up the gradient of the step's loss; dropout follows from (seed, step)."""
+    def _backprop(self, between: Between, examples: list[Example], step: int) -> Losses | None:
+        """Predict, compare, and add up the gradient of the step's loss; dropout follows from (seed, step).
+
+        None when the run was asked to stop between two micro-batches: nothing has changed.
+        """
         budget, seed = self.progress.micro_batch_tokens, seed_of(self.args.seed, step)
-        return between.microscope.losses(examples, step + 1, budget, seed)
+        try:
+            return between.microscope.losses(examples, step + 1, budget, seed)
+        except Stopped:
+            between.keeping.optimizers.zero_grad()
+            return None
 
     def _update(self, between: Between, examples: list[Example], step: int) -> Change:
         """Clip and step. Raises NotFinite, naming the rows, before an update that would destroy the weights."""
@@ -157,6 +178,12 @@ class SFTTrainer:
         optimizers.zero_grad()  # whatever gradient the user's model came with is not of our first step
         return data, sampler, optimizers, max(1, total)
 
+    def _replay_scheduler(self, steps: int) -> None:
+        """A scheduler of the user's own has its state from having been stepped."""
+        if self._own_scheduler is not None:
+            for _ in range(1, steps):
+                self._own_scheduler.step()
+
     def _set_learning_rate(self, optimizers: Optimizers, step: int, total_steps: int) -> None:
         if self._own_scheduler is None:
             optimizers.set_factor(schedule(self.args, total_steps, step))
@@ -167,7 +194,8 @@ class SFTTrainer:
         """Choose how steps go through memory; a resumed run keeps the budget that it began with."""
         args, state_bytes = self.args, optimizers.state_bytes()
         if resumed:
-            args = args.model_copy(update={"micro_batch_tokens": self.progress.micro_batch_tokens})
+            budget = args.micro_batch_tokens or self.progress.micro_batch_tokens
+            args = args.model_copy(update={"micro_batch_tokens": budget})
             state_bytes = 0  # it is there already
         longest = int(data.lengths.max())
         with working("planning micro-batches"):
@@ -178,7 +206,7 @@ class SFTTrainer:
 
     def _begin(
         self,
-        resume: bool | str | None,
+        resume: bool | str,
         data: Dataset,
         optimizers: Optimizers,
         sampler: Sampler,
@@ -188,7 +216,6 @@ class SFTTrainer:
         with working("checking the fast path on some rows"):
             self.verdict = quick(self.network, data.some(LOOKED_AT))
         self.network = self.verdict.network
-        resume = self.args.resume_from_checkpoint if resume is None else resume
         between = Between(
             run=self.run,
             args=self.args,
@@ -202,29 +229,32 @@ class SFTTrainer:
             total_steps=total_steps,
             steps_per_epoch=sampler.steps_per_epoch,
         )
-        if resume:
-            self.progress = between.resume(resume)
-        else:
-            self.run.claim(self.args.overwrite_output_dir)
+        content = describe(self.prepared, self.network, self.args)
+        content["data"] = {name: part.to_dict() for name, part in self._named()}
+        content["total_steps"] = total_steps
+        keeping = between.keeping
+        start = find(self.run, self.args, resume, content, keeping.saver)
+        if start.checkpoint is not None:
+            self._replay_scheduler(progress_of(start.checkpoint).step)
+        keeping.identity = identity(content)
+        keeping.begin(start)
+        self.progress, resumed = between.progress, start.checkpoint is not None
+        between.microscope.resume()
         between.microscope.first_look(data.some(LOOKED_AT))
-        plan = self._plan(data, optimizers, total_steps, resumed=bool(resume))
-        between.progress = self.progress
-        between.predicted_peak_bytes = plan.predicted_peak_bytes
-        content = describe(self.prepared, self.network, self.args, self.progress.micro_batch_tokens)
-        content["data"] = {
-            name: {"fingerprint": data.fingerprint, "ledger": data.ledger.to_dict()}
-            for name, data in self._named()
-        }
+        plan = self._plan(data, optimizers, total_steps, resumed=resumed)
+        keeping.predicted_peak_bytes = plan.predicted_peak_bytes
+        content["machine"]["micro_batch_tokens"] = plan.micro_batch_tokens
         content["tensors"] = between.microscope.names
-        content |= {"total_steps": total_steps, "check": self.verdict.to_dict(), "plan": asdict(plan)}
+        content |= {"check": self.verdict.to_dict(), "plan": asdict(plan), "resumed": start.history}
         self.run.write_config(content)
         between.start(
             StartEvent(
                 step=self.progress.step,
                 total_steps=total_steps,
                 steps_per_epoch=sampler.steps_per_epoch,
-                resumed=bool(resume),
+                resumed=resumed,
                 notes=[
+                    *start.notes,
                     *(self.verdict.line, *self.verdict.refused, *plan.reasons),
                     *between.microscope.not_to_be_had(total_steps),
                 ],
@@ -256,8 +286,15 @@ class SFTTrainer:
         return out
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Save as an ordinary Hugging Face folder (an adapter folder with PEFT); default: RUN/model."""
-        save(self.model, self.processing_class, Path(output_dir) if output_dir else self.run.model)
+        """Save as an ordinary Hugging Face folder (an adapter folder with PEFT); default: RUN/model.
+
+        Raises StoppedError when RUN/model cannot be written, after waiting for room.
+        """
+        write = partial(save, self.model, self.processing_class)
+        if output_dir is None:
+            save_result(self.run, write, warnings.warn)
+        else:
+            write(Path(output_dir))
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a Hugging Face callback."""

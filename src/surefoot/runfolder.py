@@ -1,0 +1,290 @@
+"""The run folder: the only interface between training and everything that looks at it.
+
+run.json                config as resolved, versions, hashes, the data ledger
+events.jsonl            one typed record a line, appended as it happens
+events.discarded.jsonl  records of steps that a crash made the run take again
+checkpoints/            to resume from
+slides/                 steps opened under the microscope
+open-next-step          made by the user: open the next step; deleted when that is done
+model/                  the result
+.lock                   who trains here
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from surefoot.errors import UserError
+from surefoot.events import Event
+from surefoot.regular import open_regular
+
+try:
+    import fcntl
+except ImportError:  # no locks where there is no flock
+    fcntl = None
+
+PROBE_BYTES = 1 << 16
+"""Written and taken away again to find out whether a run folder can be written."""
+
+
+class RunFolder:
+    """A run's folder, as the trainer writes it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.slides = self.path / "slides"
+        self.model = self.path / "model"
+        self.asked_file = self.path / "open-next-step"
+        self.config_file = self.path / "run.json"
+        self.events_file = self.path / "events.jsonl"
+        self.discarded_file = self.path / "events.discarded.jsonl"
+        self.lock_file = self.path / ".lock"
+        self._waiting: list[str] = []
+
+    # Whose it is -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While open, nobody else trains here. A process that dies lets go of the folder.
+
+        Raises UserError, naming who has it, when somebody does, and when the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UserError(self._not_writable(error)) from None
+        try:
+            self._lock(handle)
+            with suppress(OSError):  # who it is helps the next one, no more
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            self._probe()
+            yield
+        finally:
+            os.close(handle)
+
+    def refuse_unwritable(self) -> None:
+        """Raises UserError when the folder, or the one that it would be made in, cannot be written; when it is in
+        use, too."""
+        if self.lock_file.exists():
+            with self.locked():
+                return
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"output_dir: {self.path} cannot be written: {place} is read-only, not "
+                "yours to write in, or no folder. Name another folder"
+            )
+
+    def _lock(self, handle: int) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                owner = json.loads(os.pread(handle, 4096, 0))
+                who = f"process {owner['pid']} on {owner['host']}"
+            except (OSError, ValueError, KeyError, TypeError):
+                who = "another process"
+            raise UserError(
+                f"output_dir: {who} is training in {self.path}. Wait for it, stop it (it saves on SIGTERM), or "
+                "name another folder"
+            ) from None
+        except OSError:
+            return  # a file system without locks
+
+    def _probe(self) -> None:
+        """Find out now, not at the first save, that nothing can be written: read-only, full, over quota."""
+        probe = self.path / ".probe"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            probe.unlink()
+        except OSError as error:
+            with suppress(OSError):
+                probe.unlink()
+            raise UserError(self._not_writable(error)) from None
+
+    def _not_writable(self, error: OSError) -> str:
+        return (
+            f"output_dir: {self.path} cannot be written: {error.strerror}. Name another folder, or make room and "
+            "give yourself the right to write there"
+        )
+
+    # What is in it -----------------------------------------------------------------------------------------
+
+    def ended(self) -> str | None:
+        """Why the run is over: "finished" or "stopped early"; None if it is not, or none is here."""
+        last = next(iter(deque(self.events(), maxlen=1)), None)
+        over = last is not None and last.get("type") == "end" and last.get("reason") != "interrupted"
+        return str(last["reason"]) if last is not None and over else None
+
+    def begun(self) -> bool:
+        """Whether there is a run here, of whatever kind."""
+        return next(self.events(), None) is not None or bool(list(self.checkpoints.glob("*step-*")))
+
+    def last_step(self) -> int:
+        """The last step that the events tell of."""
+        return max((int(event["step"]) for event in self.events()), default=0)
+
+    def refuse_finished(self) -> None:
+        """Raises UserError when the run here is over: it is not silently trained again."""
+        if (reason := self.ended()) is not None:
+            raise UserError(
+                f"output_dir: {self.path} holds a run that {reason} after step {self.last_step()}. Name another "
+                "folder, or start over in this one with overwrite_output_dir=true"
+            )
+
+    def clear(self) -> None:
+        """Take what an earlier run has left away. Raises UserError when that cannot be done."""
+        try:
+            for old in (self.checkpoints, self.slides, self.model):
+                if old.is_dir():
+                    shutil.rmtree(old)
+            self.discarded_file.unlink(missing_ok=True)
+            self.config_file.unlink(missing_ok=True)
+            self.events_file.write_bytes(b"")
+        except OSError as error:
+            raise UserError(self._not_writable(error)) from None
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        """Write run.json, whole or not at all, also through a power failure."""
+        partial = self.config_file.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.config_file)
+        sync_folder(self.path)
+
+    def config(self) -> dict[str, Any]:
+        """What run.json says. Raises UserError when it cannot be read."""
+        try:
+            with open_regular(self.config_file) as file:
+                content = json.loads(file.read())
+        except (OSError, ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{self.config_file}: cannot be read ({error}), so it is not known what run this is. Put it "
+                "back, or start over with overwrite_output_dir=true"
+            ) from None
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{self.config_file}: no run's run.json; start over with overwrite_output_dir=true"
+            )
+        return content
+
+    # Events ------------------------------------------------------------------------------------------------
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The records so far; a last line that was cut off by a crash is left out."""
+        if not self.events_file.exists():
+            return
+        with open_regular(self.events_file) as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except (ValueError, RecursionError):
+                    return
+                if (
+                    not isinstance(event, dict)
+                    or not isinstance(event.get("step"), int)
+                    or "type" not in event
+                ):
+                    return
+                yield event
+
+    def append(self, event: Event) -> None:
+        """Append a record; it is in the file when this returns.
+
+        When it cannot be written (a full disk), it goes to stderr, and to the file once that can be written again.
+        """
+        self._waiting.append(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+        try:
+            self._write_waiting()
+        except OSError as error:
+            with suppress(OSError, ValueError):
+                said = f"{self.events_file} cannot be written ({error.strerror}); the record is:"
+                print(f"surefoot: {said} {self._waiting[-1]}", end="", file=sys.stderr)
+
+    def _write_waiting(self) -> None:
+        """All lines, or none of them."""
+        content = "".join(self._waiting).encode("utf-8", "backslashreplace")
+        handle = os.open(self.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            before = os.fstat(handle).st_size
+            if os.write(handle, content) < len(content):
+                os.ftruncate(handle, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(handle)
+        self._waiting.clear()
+
+    def go_back(self, step: int, events_size: int) -> None:
+        """Make the folder what it was when the checkpoint of `step` was saved: the first bytes of the events (the
+        rest goes to events.discarded.jsonl), and the slides of the steps so far.
+
+        Raises UserError when there are later checkpoints: they, too, would be of another run.
+        """
+        if any(of > step for of, _ in numbered(self.checkpoints)):
+            raise UserError(
+                f"resume_from_checkpoint: {self.path} has checkpoints after step {step}. Name another output_dir "
+                "to go on from that one, or delete the later ones"
+            )
+        for of, path in numbered(self.slides):
+            if of > step:
+                shutil.rmtree(path, ignore_errors=True)
+        if not self.events_file.is_file():
+            return
+        with self.events_file.open("r+b") as events, self.discarded_file.open("ab") as discarded:
+            events.seek(events_size)
+            shutil.copyfileobj(events, discarded)
+            discarded.flush()
+            os.fsync(discarded.fileno())
+            if events_size < os.fstat(events.fileno()).st_size:
+                events.truncate(events_size)
+                os.fsync(events.fileno())
+
+    def events_size(self) -> int:
+        """Bytes of the events so far."""
+        return self.events_file.stat().st_size if self.events_file.is_file() else 0
+
+    def sync_events(self) -> None:
+        """Make the events so far survive a power failure. Raises OSError."""
+        handle = os.open(self.events_file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a power failure, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Checkpoints or slides of a folder, with their steps, in that order."""
+    names = {path: path.name.removeprefix("step-") for path in folder.glob("step-*")}
+    yield from sorted((int(n), path) for path, n in names.items() if n.isdecimal() and n.isascii())

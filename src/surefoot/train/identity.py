@@ -1,0 +1,136 @@
+"""What run a checkpoint is of, and whether a run of now may go on from it.
+
+Exact resumption needs the same rows, tokenizer, template, base model and options. What changes only how a run is
+looked at is free to change; what changes only the rounding (another machine, another version) is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from surefoot.errors import UserError
+from surefoot.train.tensorfile import bytes_of
+
+LOOKING = (
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "logging_first_step"),
+    *("report_to", "run_name", "project", "trackio_space_id", "disable_tqdm"),
+    *("save_strategy", "save_steps", "save_total_limit", "eval_samples", "watch", "watch_steps"),
+    *("slides", "slide_every", "slide_mountain", "slide_extras", "tensors_every"),
+)
+"""Options that change what is seen and kept of a run, not the run."""
+HASHED = ("model_name_or_path", "model_revision", "dataset_name", "eval_dataset_name", "chat_template_path")
+"""Options that name what is hashed: a file may move."""
+JUDGING = (
+    *("eval_strategy", "eval_steps", "eval_on_start", "eval_exact_match", "max_new_tokens"),
+    *("metric_for_best_model", "greater_is_better"),
+)
+"""Options that change the run only where evaluations decide something."""
+DECIDING = ("load_best_model_at_end", "early_stopping_patience")
+ROUNDING = ("micro_batch_tokens", "share_prefixes", "gradient_checkpointing", "use_cpu")
+"""Options that change the order of summation."""
+WORDS = {
+    "base_model": "the base model's weights",
+    "chat_template": "the chat template",
+    "tokenizer": "the tokenizer",
+    "model_config": "the model's config",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a run of now differs from the one that was begun."""
+
+    refused: tuple[str, ...]
+    """It would be another run."""
+    rounding: tuple[str, ...]
+    """It is the same run, but its numbers may differ in the last bits."""
+
+
+def identity(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What of run.json says which run this is."""
+    found = {key: described[key] for key in ("hashes", "machine", "versions", "data", "total_steps")}
+    config = {key: value for key, value in described["config"].items() if key not in LOOKING}
+    data = {name: {"examples": part["examples"]} for name, part in described["data"].items()}
+    return {**found, "config": config, "data": data}
+
+
+def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Difference:
+    """Both as `identity` gives them. Raises UserError when `then` is none."""
+    try:
+        refused = [*_hashes(then, now), *_data(then, now), *_config(then["config"], now["config"])]
+        rounding = [*_rounding(then, now)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"what run it is of cannot be read ({type(error).__name__}: {error})") from None
+    if not refused and then["total_steps"] != now["total_steps"]:
+        refused = [f"the number of steps: {then['total_steps']:,} then, {now['total_steps']:,} now"]
+    return Difference(tuple(refused), tuple(rounding))
+
+
+def _hashes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = then["hashes"], now["hashes"]
+    return [
+        f"{word}: sha256 {before[name][:12]}… then, {after[name][:12]}… now"
+        for name, word in WORDS.items()
+        if before[name] != after[name]
+    ]
+
+
+def _data(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = ({name: part["examples"] for name, part in run["data"].items()} for run in (then, now))
+    decides = any(now["config"][name] for name in DECIDING)
+    names = sorted(set(before) | set(after)) if decides else ["train"]
+    return [
+        f"the rows of '{name}' (edited, or in another order): sha256 {before.get(name, 'none')[:12]}… then, "
+        f"{after.get(name, 'none')[:12]}… now"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _config(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    free = {*HASHED, *ROUNDING}
+    if not any(after[name] for name in DECIDING):
+        free |= set(JUDGING)
+    return [
+        f"{name}: {before.get(name)!r} then, {value!r} now"
+        for name, value in after.items()
+        if name not in free and before.get(name) != value
+    ]
+
+
+def _rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    places = [
+        ("machine", "device"),
+        ("machine", "threads"),
+        *[("versions", name) for name in now["versions"]],
+    ]
+    places += [("config", name) for name in ROUNDING]
+    return [
+        f"{name}: {then[part].get(name)!r} then, {now[part][name]!r} now"
+        for part, name in places
+        if then[part].get(name) != now[part][name]
+    ]
+
+
+def weights_digest(model: torch.nn.Module, *, frozen_only: bool = False) -> str:
+    """sha256 of a model's weights; `frozen_only`: of those that do not train."""
+    weights = {
+        name: p.detach()
+        for name, p in model.named_parameters(remove_duplicate=True)
+        if not (frozen_only and p.requires_grad)
+    }
+
+    def of(item: tuple[str, torch.Tensor]) -> bytes:
+        name, weight = item
+        digest = hashlib.sha256(f"{name} {weight.dtype} {list(weight.shape)}\0".encode())
+        digest.update(bytes_of(weight))
+        return digest.digest()
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets go of Python's lock
+        return hashlib.sha256(b"".join(pool.map(of, weights.items()))).hexdigest()

@@ -1,0 +1,137 @@
+"""What a run keeps to go on from: its state is put into checkpoints, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surefoot.config import SFTConfig
+from surefoot.events import AlertEvent, CheckpointEvent, Event
+from surefoot.model.network import Network
+from surefoot.runfolder import RunFolder
+from surefoot.train import hardware
+from surefoot.train.callbacks import Callbacks
+from surefoot.train.checkpoint import Snapshot, kept_tensors, load, load_weights
+from surefoot.train.manifest import OPTIMIZER, WEIGHTS, Progress, manifest_of, name_of, state_of, verify
+from surefoot.train.optim import Optimizers
+from surefoot.train.resume import Start
+from surefoot.train.saver import Saver
+
+STOPPED = "the run was asked to stop"
+
+
+class Keeping:
+    """The state of a run that outlives it, and its way to the disk."""
+
+    def __init__(
+        self,
+        *,
+        run: RunFolder,
+        args: SFTConfig,
+        network: Network,
+        optimizers: Optimizers,
+        progress: Progress,
+        callbacks: Callbacks,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.run, self.args, self.network, self.optimizers = run, args, network, optimizers
+        self.progress, self.callbacks, self.emit = progress, callbacks, emit
+        self.identity: Mapping[str, Any] = {}
+        """What run this is, as checkpoints tell it."""
+        self.predicted_peak_bytes = 0
+        self.saver = Saver(run, limit=args.save_total_limit, memory_left=self._memory_left)
+
+    def begin(self, start: Start) -> None:
+        """Make ready to save; put weights, optimizer and progress back from where the run goes on, and cut the
+        folder to match. Raises UserError when there is no room for a checkpoint."""
+        needed = 0
+        if self.args.save_strategy != "no":
+            needed = sum(t.nbytes for t in kept_tensors(self.network.model).values())
+            needed += self.optimizers.state_bytes()
+        self.saver.begin(needed)
+        if start.checkpoint is None:
+            if start.own:
+                self.run.go_back(0, 0)
+            return
+        self.progress = load(start.checkpoint, self.network.model, self.optimizers)
+        self.callbacks.restore(state_of(start.checkpoint)["callbacks"])
+        state = self.callbacks.state
+        state.best_metric, state.best_global_step = self.progress.best_metric, self.progress.best_step
+        if start.own:
+            self.run.go_back(self.progress.step, self.progress.events_size)
+            self._tell_again(start.checkpoint)
+        for path in start.damaged:
+            said = f"{path.name} was damaged: put aside, and the checkpoint of step {self.progress.step} used"
+            self.run.append(AlertEvent(step=self.progress.step, kind="checkpoint", message=said))
+
+    def _tell_again(self, path: Path) -> None:
+        """That this checkpoint was saved came after the events that it holds: it was cut off with the rest."""
+        manifest = manifest_of(path)
+        if manifest.because != STOPPED:
+            self.run.append(
+                CheckpointEvent(
+                    step=manifest.step,
+                    path=path.name,
+                    because=manifest.because,
+                    tensor_bytes=sum(manifest.files[name]["size"] for name in (WEIGHTS, OPTIMIZER)),
+                    stall_seconds=0.0,
+                    commit_seconds=0.0,
+                )
+            )
+
+    def save(self, because: str, *, wait: bool = False) -> None:
+        """Save a checkpoint of this step; in the background, unless somebody wants to look at it."""
+        wait = wait or self.callbacks.listen("on_save")
+        self.tell(self.saver.save(self._snapshot(because), self.progress.best_step, wait=wait))
+
+    def save_surely(self, because: str) -> None:
+        """Save when there is no later chance. Raises StoppedError when it cannot be done."""
+        self.saver.save_surely(
+            lambda: self._snapshot(because), self.progress.best_step, lambda event: self.tell([event])
+        )
+
+    def _snapshot(self, because: str) -> Snapshot:
+        self.progress.log_history = self.callbacks.state.log_history
+        if self.progress.pending is None:
+            self.progress.events_size = self.run.events_size()
+        return Snapshot(
+            self.network.model,
+            self.optimizers,
+            self.progress,
+            because,
+            identity=self.identity,
+            callbacks=self.callbacks.exported(),
+        )
+
+    def _memory_left(self) -> int:
+        """Bytes that a copy of the state may take: what is free, but for what a step will still need."""
+        place = torch.device("cpu")
+        on_cpu = self.network.device == place
+        needed = max(0, self.predicted_peak_bytes - hardware.held_bytes(place)) if on_cpu else 0
+        return hardware.free_bytes(place) - needed
+
+    def tell(self, news: Iterable[Event]) -> None:
+        """Events of saves."""
+        for event in news:
+            self.emit(event)
+            if isinstance(event, CheckpointEvent):
+                self.callbacks.tell("on_save")
+
+    def finish(self) -> None:
+        """Wait for the save on its way."""
+        self.tell(self.saver.finish())
+
+    def last(self) -> None:
+        """What is kept of the last step; then, with `load_best_model_at_end`, the best weights are put back."""
+        if self.args.save_strategy != "no" and self.progress.step > 0:
+            self.save_surely("the last step")
+        self.finish()
+        best = self.progress.best_step
+        if self.args.load_best_model_at_end and best is not None and best != self.progress.step:
+            path = self.run.checkpoints / name_of(best)
+            if path.is_dir():  # not when the best was before the first step
+                verify(path)
+                load_weights(path, self.network.model)

@@ -1,0 +1,171 @@
+"""Where a run goes on: the newest checkpoint that is what was written, if it is of this run.
+
+1. What the folder holds decides, with `resume_from_checkpoint`: begin, go on, or refuse.
+2. Newest first, each checkpoint is read whole; damaged ones are put aside, and that is said.
+3. The run that the checkpoint is of is compared with the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surefoot.config import SFTConfig
+from surefoot.errors import UserError
+from surefoot.runfolder import RunFolder, numbered
+from surefoot.train.checkpoint import quarantine
+from surefoot.train.identity import compare, identity
+from surefoot.train.manifest import QUARANTINE, Damaged, state_of, verify
+from surefoot.train.saver import Saver
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins."""
+
+    checkpoint: Path | None
+    """To go on from; None: from the first step."""
+    own: bool
+    """The checkpoint is of this folder, whose events and slides are cut to match."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, in words."""
+    damaged: tuple[Path, ...] = ()
+    """Checkpoints that were put aside."""
+    history: tuple[dict[str, Any], ...] = ()
+    """When the run went on before, and what was said then; for run.json."""
+
+
+def refuse_early(run: RunFolder, args: SFTConfig) -> None:
+    """Raises UserError for what of the run folder can be told before model and rows are read."""
+    run.refuse_unwritable()
+    if args.resume_from_checkpoint in (True, False, "auto"):
+        _refuse(run, args)
+
+
+def _refuse(run: RunFolder, args: SFTConfig) -> None:
+    if args.overwrite_output_dir or not run.begun():
+        if args.resume_from_checkpoint is True:
+            raise UserError(_nothing(run) if not run.begun() else _both(run))
+        return
+    run.refuse_finished()
+    if args.resume_from_checkpoint is False:
+        raise UserError(
+            f"output_dir: {run.path} holds a run that stopped after step {run.last_step()}. Leave out "
+            "resume_from_checkpoint=false to go on with it, name another folder, or start over in this one with "
+            "overwrite_output_dir=true"
+        )
+
+
+def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, Any], saver: Saver) -> Start:
+    """How the run begins. `now`: what run.json will say of it.
+
+    Raises UserError when the folder's run is over, is another one, or has checkpoints of which none can be used.
+    """
+    args = args.model_copy(update={"resume_from_checkpoint": resume})
+    if isinstance(resume, str) and resume != "auto":
+        return _from(Path(resume), run, args, now, saver)
+    _refuse(run, args)
+    if args.overwrite_output_dir or not run.begun():
+        run.clear()
+        return Start(None, own=False)
+    there, aside = list(numbered(run.checkpoints)), list((run.checkpoints / QUARANTINE).glob("step-*"))
+    if not there and not aside:
+        try:
+            then = identity(run.config())
+        except KeyError as error:
+            raise UserError(
+                f"{run.config_file}: does not tell its {error.args[0]}; start over with "
+                "overwrite_output_dir=true"
+            ) from None
+        _compare(str(run.path), then, now)
+        again = "the run here was stopped before its first checkpoint: it begins again"
+        return Start(None, own=True, notes=(again,), history=_history(run, 0, [again]))
+    damaged: list[tuple[Path, str]] = []
+    for step, path in reversed(there):
+        try:
+            verify(path)
+        except Damaged as error:
+            damaged.append((path, str(error)))
+            continue
+        notes = _compare(str(path), state_of(path)["identity"], now)
+        saver.sound.add(step)
+        for bad, why in damaged:
+            where = quarantine(saver.storage, bad)
+            notes.append(f"the checkpoint {bad.name} is damaged, and is now in {where}: {why}")
+        return Start(
+            path,
+            own=True,
+            notes=tuple(notes),
+            damaged=tuple(bad for bad, _ in damaged),
+            history=_history(run, step, notes),
+        )
+    listed = "\n  ".join([*(why for _, why in damaged), *(f"{path}: put aside earlier" for path in aside)])
+    raise UserError(
+        f"output_dir: {run.path} has checkpoints, and none is what was written:\n  {listed}\nPut a whole copy "
+        "back, or give the run up and start over with overwrite_output_dir=true"
+    )
+
+
+def _from(path: Path, run: RunFolder, args: SFTConfig, now: Mapping[str, Any], saver: Saver) -> Start:
+    """From a checkpoint that the user names."""
+    if not path.is_dir():
+        raise UserError(f"resume_from_checkpoint: {path}: no such folder")
+    step = verify(path).step
+    notes = _compare(str(path), state_of(path)["identity"], now)
+    own = path.resolve().parent == run.checkpoints.resolve()
+    if own:
+        saver.sound.add(step)
+    elif args.overwrite_output_dir or not run.begun():
+        run.clear()
+    else:
+        raise UserError(
+            f"output_dir: {run.path} holds another run than the checkpoint's. Name another folder, or start over "
+            "in this one with overwrite_output_dir=true"
+        )
+    return Start(path, own=own, notes=tuple(notes))
+
+
+def _history(run: RunFolder, step: int, notes: list[str]) -> tuple[dict[str, Any], ...]:
+    """For run.json: each time that the run went on."""
+    try:
+        before = run.config().get("resumed", [])
+    except UserError:  # the checkpoint says what is needed
+        before = []
+    return (
+        *(before if isinstance(before, list) else []),
+        {"step": step, "time": time.time(), "notes": list(notes)},
+    )
+
+
+def _compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Words on what may round otherwise. Raises UserError when it is another run."""
+    try:
+        found = compare(then, identity(now))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if found.refused:
+        listed = "\n  ".join(found.refused)
+        raise UserError(
+            f"{where} is of another run than the one asked for:\n  {listed}\nChange that back, name another "
+            "output_dir, or start over in this one with overwrite_output_dir=true"
+        )
+    if not found.rounding:
+        return []
+    return [f"not bitwise the run that was begun: {'; '.join(found.rounding)}"]
+
+
+def _nothing(run: RunFolder) -> str:
+    return (
+        f"resume_from_checkpoint: {run.path} has no run to go on with. Check output_dir, or leave the option out: "
+        "a run that was stopped goes on by itself"
+    )
+
+
+def _both(run: RunFolder) -> str:
+    return (
+        f"overwrite_output_dir starts over in {run.path}, and resume_from_checkpoint goes on there: leave one "
+        "of them out"
+    )

@@ -1,0 +1,214 @@
+"""Saving without stopping: the state is copied, and a thread writes the copy while training goes on.
+
+1. `save` asks for room on the disk, copies the state, and hands the copy to the thread. Where memory is short of a
+   copy, it writes from the live state instead, and training waits.
+2. The thread writes, commits, and deletes what need not be kept.
+3. `news` tells what has become of it, in events; `finish` waits for that first.
+
+A save that fails costs nothing but itself: what was committed stays, training goes on, and it is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from surefoot.errors import StoppedError, UserError
+from surefoot.events import AlertEvent, CheckpointEvent, Event
+from surefoot.runfolder import RunFolder
+from surefoot.train.checkpoint import SMALL_FILES_BYTES, Snapshot, retain, tidy, write
+from surefoot.train.manifest import name_of
+from surefoot.train.storage import Storage
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+TRIES = 3
+"""So often a checkpoint is written under another name when the disk says that it did not take it."""
+WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds between attempts to save what is the last chance to save."""
+
+
+class _GivenUp(Exception):  # noqa: N818
+    """The user does not want to wait for this save."""
+
+
+@dataclass
+class _Save:
+    """One save on its way."""
+
+    snapshot: Snapshot
+    started: float
+    stall_seconds: float = 0.0
+    commit_seconds: float = 0.0
+    failed: Exception | None = None
+
+
+class Saver:
+    """Saves checkpoints of one run, one at a time."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        limit: int | None,
+        memory_left: Callable[[], int],
+        storage: Storage | None = None,
+    ) -> None:
+        """`memory_left`: bytes that a copy may take without harm to training."""
+        self.run, self.limit, self.memory_left = run, limit, memory_left
+        self.storage = storage or Storage()
+        self.sound: set[int] = set()
+        """Steps whose checkpoints this process has written whole, or has verified."""
+        self._save: _Save | None = None
+        self._thread: threading.Thread | None = None
+        self._given_up = False
+
+    def begin(self, needed: int) -> None:
+        """Make the folder, and take away what a crash has left in it.
+
+        Raises UserError when a checkpoint of `needed` bytes will not fit, or nothing can be written.
+        """
+        folder = self.run.checkpoints
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.storage.sync_folder(self.run.path)
+            tidy(self.storage, folder)
+            free = self.storage.free_bytes(folder)
+        except OSError as error:
+            raise UserError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
+        if free < needed:
+            raise UserError(
+                f"output_dir: a checkpoint in {folder} takes {needed:,} bytes, and {free:,} are free. Make room, "
+                "name another folder, or save none (save_strategy=no)"
+            )
+
+    # Saving ------------------------------------------------------------------------------------------------
+
+    def save(self, snapshot: Snapshot, best_step: int | None, *, wait: bool = False) -> list[Event]:
+        """Save a snapshot of the live state; in the background unless `wait`. Returns what there is to tell."""
+        started = time.perf_counter()
+        news = self.finish()
+        if snapshot.step in self.sound and (self.run.checkpoints / name_of(snapshot.step)).is_dir():
+            return news
+        save = _Save(snapshot, started)
+        try:
+            self._ask_for_room(snapshot)
+            if self.memory_left() > snapshot.bytes:
+                with suppress(MemoryError, OSError):
+                    snapshot.copy()
+        except OSError as error:
+            save.failed = error
+        self._save = save
+        if save.failed is None:
+            work = threading.Thread(target=self._write, args=(save, best_step), name="save", daemon=True)
+            self._thread = work
+            work.start()
+            if wait or not snapshot.copied:
+                work.join()
+        save.stall_seconds = time.perf_counter() - started
+        return [*news, *self.news()]
+
+    def save_surely(
+        self, make: Callable[[], Snapshot], best_step: int | None, emit: Callable[[Event], None]
+    ) -> None:
+        """Save when there is no later chance: waits for room, and tries again.
+
+        Raises StoppedError when it still cannot; what was committed before is intact.
+        """
+        said = ""
+        for pause in (*WAITS, None):
+            snapshot = make()
+            for event in self.save(snapshot, best_step, wait=True):
+                if isinstance(event, CheckpointEvent) or not said:
+                    emit(event)
+                said = event.message if isinstance(event, AlertEvent) else said
+            if snapshot.step in self.sound:
+                return
+            if pause is not None:
+                time.sleep(pause)
+        raise StoppedError(f"{said}; tried again for {sum(WAITS):.0f} s. {self.left()}")
+
+    def left(self) -> str:
+        """What can be gone on from, in words."""
+        if not self.sound:
+            return "There is no checkpoint to go on from."
+        return f"Once that is mended, the same command goes on from the checkpoint of step {max(self.sound)}."
+
+    def _ask_for_room(self, snapshot: Snapshot) -> None:
+        free = self.storage.free_bytes(self.run.checkpoints)
+        if free < snapshot.bytes + SMALL_FILES_BYTES:
+            raise OSError(errno.ENOSPC, f"No space left on device: {free:,} bytes are free")
+
+    def _write(self, save: _Save, best_step: int | None) -> None:
+        folder, snapshot, unclean = self.run.checkpoints, save.snapshot, False
+        try:
+            self.run.sync_events()  # what the checkpoint says they are, they must be
+            for attempt in range(1, TRIES + 1):
+                try:
+                    write(self.storage, folder, snapshot, self._going)
+                    break
+                except OSError as error:
+                    unclean = True
+                    if error.errno in NO_ROOM or attempt == TRIES:
+                        raise
+            save.commit_seconds = time.perf_counter() - save.started
+            self.sound.add(snapshot.step)
+            with suppress(OSError):  # what stays too long harms nobody
+                retain(self.storage, folder, self.limit, best_step, self.sound)
+        except Exception as error:
+            save.failed = error
+        finally:
+            snapshot.forget()
+            if unclean:
+                with suppress(OSError):
+                    tidy(self.storage, folder)
+
+    def _going(self) -> None:
+        if self._given_up:
+            raise _GivenUp
+
+    # What has become of it ---------------------------------------------------------------------------------
+
+    def news(self) -> list[Event]:
+        """What has become of the save on its way, if that is known, and was not told."""
+        return list(self._news()) if self._thread is None or not self._thread.is_alive() else []
+
+    def finish(self) -> list[Event]:
+        """Wait for the save on its way; returns what there is to tell."""
+        if self._thread is not None:
+            self._thread.join()
+        return self.news()
+
+    def give_up(self) -> None:
+        """Leave the save on its way where it is: what was committed before it is intact."""
+        self._given_up = True
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def _news(self) -> Iterator[Event]:
+        save, self._save, self._thread = self._save, None, None
+        if save is None or isinstance(save.failed, _GivenUp):
+            return
+        snapshot = save.snapshot
+        if save.failed is None:
+            yield CheckpointEvent(
+                step=snapshot.step,
+                path=name_of(snapshot.step),
+                because=snapshot.because,
+                tensor_bytes=snapshot.tensor_bytes,
+                stall_seconds=save.stall_seconds,
+                commit_seconds=save.commit_seconds,
+            )
+            return
+        said = save.failed.strerror if isinstance(save.failed, OSError) else None
+        said = said or f"{type(save.failed).__name__}: {save.failed}"
+        if isinstance(save.failed, OSError) and save.failed.errno in NO_ROOM:
+            said += f" (a checkpoint takes {snapshot.bytes:,} bytes)"
+        yield AlertEvent(
+            step=snapshot.step,
+            kind="checkpoint",
+            message=f"the checkpoint of step {snapshot.step} could not be saved in {self.run.checkpoints}: {said}",
+        )
