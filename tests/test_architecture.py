@@ -31,6 +31,8 @@ ORDER = [
     ["model.loss", "model.tiles", "model.lora"],
     ["model.tiled"],
     ["model.attention"],
+    ["model.folder", "model.gguf_header", "model.claims"],
+    ["model.adapter_folder", "model.hub"],
     ["model.network"],
     ["model.load", "model.adapters"],
     ["events"],

@@ -207,15 +207,16 @@ def test_a_folder_without_config_or_weights(folder: Path) -> None:
 
 def test_a_folder_whose_config_is_of_no_language_model(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "vit"}')
-    assert refusal(folder).startswith(f"{folder}: this folder is not a causal language model")
+    assert refusal(folder).startswith(f"{folder}: this is not a causal language model that can be built: ")
     (folder / "config.json").write_text("{")
-    assert refusal(folder).startswith(f"{folder}: this folder is not a causal language model")
+    assert refusal(folder).startswith(f"{folder / 'config.json'}:1:2: not JSON: ")
 
 
 def test_weights_that_are_cut_off(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert refusal(folder).startswith(f"{folder}: ")
+    said = refusal(folder)
+    assert said.startswith(f"{folder / 'model.safetensors'} is cut off: ") and "Download it again" in said
 
 
 def test_a_folder_without_tokenizer(folder: Path) -> None:

