@@ -201,7 +201,7 @@ def _told(event: dict[str, Any]) -> str:
             known = metrics if isinstance(metrics, dict) else {}
             return ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in known.items())
         case "checkpoint":
-            return str(event.get("path", ""))
+            return ": ".join(str(event[key]) for key in ("path", "because") if event.get(key))
         case "sample":
             return f"{event.get('where', '')}: “{event.get('answer', '')}” (wanted “{event.get('want', '')}”)"
         case "start":

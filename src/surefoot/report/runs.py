@@ -7,12 +7,22 @@ crash, and on another machine. What cannot be read is left out and named in `pro
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from surefoot.errors import UserError
 from surefoot.microscope.slide import Opened
+from surefoot.regular import open_regular, text_of
+
+MOST_CONFIG = 1 << 26
+MOST_LINE = 1 << 26
+"""Bytes of a record: a step's has 60 for each of its examples."""
+MOST_EVENTS = 1 << 31
+"""Bytes of all records."""
+MOST_PROBLEMS = 100
+"""From then on it is no run."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Run:
 
 def is_run(folder: str | Path) -> bool:
     """Whether the folder looks like a run."""
-    return any((Path(folder) / name).is_file() for name in ("run.json", "events.jsonl"))
+    return any((Path(folder) / name).exists() for name in ("run.json", "events.jsonl"))
 
 
 def read_run(folder: str | Path) -> Run:
@@ -71,8 +81,8 @@ def load_slides(run: Run) -> tuple[list[Opened], list[str]]:
 
 def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(text_of(path, MOST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"run.json cannot be read: {error}")
         return {}
     if isinstance(content, dict):
@@ -82,30 +92,48 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
+        with open_regular(path) as file:
+            for number, line in enumerate(_lines(file, problems), 1):
+                try:
+                    event = json.loads(line)
+                except (ValueError, RecursionError):
+                    problems.append(f"events.jsonl:{number}: cannot be read; it is left out")
+                    continue
+                if (
+                    isinstance(event, dict)
+                    and isinstance(event.get("type"), str)
+                    and _is_step(event.get("step"))
+                ):
+                    events.append(event)
+                else:
+                    problems.append(f"events.jsonl:{number}: no record of a type and a step; it is left out")
+                if len(problems) > MOST_PROBLEMS:
+                    problems.append("events.jsonl: the rest is not read, for it is no run's")
+                    break
+    except (OSError, UserError) as error:
         problems.append(f"events.jsonl cannot be read: {error}")
-        return []
-    # What follows the last line's end is a record that is being written, or that a crash cut off.
-    if lines.pop():
-        problems.append("events.jsonl: the last record is not complete; it is left out")
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            problems.append(f"events.jsonl:{number}: cannot be read; it is left out")
-            continue
-        if isinstance(event, dict) and isinstance(event.get("type"), str) and _is_step(event.get("step")):
-            events.append(event)
-        else:
-            problems.append(f"events.jsonl:{number}: no record of a type and a step; it is left out")
     return events
 
 
+def _lines(file: IO[bytes], problems: list[str]) -> Iterator[bytes]:
+    """Whole lines, up to one that is too long or the most that is read of a run."""
+    total = 0
+    while line := file.readline(MOST_LINE + 1):
+        total += len(line)
+        if len(line) > MOST_LINE or total > MOST_EVENTS:
+            problems.append("events.jsonl is larger than a run's can be; the rest is left out")
+            return
+        if not line.endswith(b"\n"):
+            # A record that is being written, or that a crash cut off.
+            problems.append("events.jsonl: the last record is not complete; it is left out")
+            return
+        yield line
+
+
 def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def _without_repeats(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

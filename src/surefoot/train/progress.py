@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from surefoot.events import (
     AlertEvent,
+    CheckpointEvent,
     EndEvent,
     EvalEvent,
     Event,
@@ -85,6 +86,9 @@ class ProgressBar:
             self._say(event, f"{event.where} {right} {event.answer.strip()!r}")
         elif isinstance(event, SlideEvent):
             self._say(event, f"opened, {event.because}, in {event.open_seconds:.0f} s. {event.headline}")
+        elif isinstance(event, CheckpointEvent):
+            times = f"stood still for {event.stall_seconds:.2f} s, committed after {event.commit_seconds:.1f} s"
+            self._say(event, f"saved {event.path} ({event.because}): {times}")
         elif isinstance(event, AlertEvent):
             self._say(event, f"note: {event.message}")
         elif isinstance(event, EndEvent):

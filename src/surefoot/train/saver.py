@@ -64,7 +64,7 @@ class Saver:
         """Steps whose checkpoints this process has written whole, or has verified."""
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
-        self._given_up = False
+        self._given_up = self._short = False
 
     def begin(self, needed: int) -> None:
         """Make the folder, and take away what a crash has left in it.
@@ -96,9 +96,8 @@ class Saver:
         save = _Save(snapshot, started)
         try:
             self._ask_for_room(snapshot)
-            if self.memory_left() > snapshot.bytes:
-                with suppress(MemoryError, OSError):
-                    snapshot.copy()
+            if not wait:
+                news += self._copied(snapshot)
         except OSError as error:
             save.failed = error
         self._save = save
@@ -110,6 +109,17 @@ class Saver:
                 work.join()
         save.stall_seconds = time.perf_counter() - started
         return [*news, *self.news()]
+
+    def _copied(self, snapshot: Snapshot) -> list[Event]:
+        """Copy a snapshot, if there is memory for it; returns what there is to tell."""
+        if self.memory_left() > snapshot.bytes:
+            with suppress(MemoryError, OSError):
+                snapshot.copy()
+        if snapshot.copied or self._short:
+            return []
+        self._short = True
+        said = f"memory is short of a copy of {snapshot.bytes:,} bytes: training stands still while checkpoints are"
+        return [AlertEvent(step=snapshot.step, kind="checkpoint", message=f"{said} written")]
 
     def save_surely(
         self, make: Callable[[], Snapshot], best_step: int | None, emit: Callable[[Event], None]
