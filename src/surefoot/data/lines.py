@@ -80,19 +80,23 @@ def lines(stream: IO[bytes]) -> Iterator[Line]:
 
 
 def count_rows(stream: IO[bytes], taken: Callable[[bytes], object]) -> int:
-    """How many lines of `stream` are not blank; `taken` sees every byte."""
-    found, begins, first = 0, True, True
-    while raw := stream.readline(LONGEST_ROW + 1):
+    """How many lines of `stream` are not blank, or too long; `taken` sees every byte."""
+    found = length = 0
+    filled, first = False, True
+    while raw := stream.readline(CHUNK_BYTES):
         taken(raw)
-        if begins:
-            found += not is_blank(raw.removeprefix(codecs.BOM_UTF8) if first else raw)
-        begins, first = raw.endswith(b"\n"), False
-    return found
+        length += len(raw)
+        filled = filled or not is_blank(raw.removeprefix(codecs.BOM_UTF8) if first else raw)
+        first = False
+        if raw.endswith(b"\n"):
+            found += filled or length > LONGEST_ROW
+            length, filled = 0, False
+    return found + (filled or length > LONGEST_ROW)
 
 
 def is_blank(raw: bytes) -> bool:
-    """Whether a line has nothing that JSON would read; one that is too long is taken to have something."""
-    return (not raw or raw.isspace()) and len(raw) <= LONGEST_ROW and not raw.strip(b" \t\r\n")
+    """Whether there is nothing that JSON would read."""
+    return not raw or (raw.isspace() and not raw.strip(b" \t\r\n"))
 
 
 def as_text(raw: bytes) -> str:

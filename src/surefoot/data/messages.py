@@ -290,7 +290,9 @@ def tool_schemas(row: Row, column: str, value: Any) -> list[dict[str, Any]] | No
     tools = []
     for index, item in enumerate(items):
         tool = parsed(row, f"{column}[{index}]", item)
-        if not isinstance(tool, Mapping) or not ("name" in tool or isinstance(tool.get("function"), Mapping)):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        named = isinstance(tool, Mapping) and function is None and "name" in tool
+        if not isinstance(tool, Mapping) or not (named or isinstance(function, Mapping)):
             raise problem(
                 row,
                 "wrong tool",
