@@ -87,7 +87,8 @@ class Bench:
         self.tokenizer = prepared.tokenizer
         self.budget = hardware.micro_batch_tokens(self.network.device)
         self.run = RunFolder(folder)
-        self.run.claim(overwrite=True)
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        self.run.clear()
 
     def step(self, way: str) -> tuple[float, float]:
         """Take one; returns its seconds, and those that watching and writing took of a plain one."""

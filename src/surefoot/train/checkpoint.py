@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ class Snapshot:
         """`more`: what else goes to state.json, as plain values."""
         self.step, self.loss, self.because = progress.step, progress.last_loss, because
         tensors, plain = optimizers.state()
+        groups = optimizers.groups_state(tensors)
         self.tensors = {WEIGHTS: TensorFile(kept_tensors(model)), OPTIMIZER: TensorFile(tensors)}
         content = {
             "progress": asdict(progress),
             "optimizer": plain,
-            "groups": optimizers.groups_state(),
+            "groups": groups,
             **more,
         }
         self.state = json.dumps(content).encode()
@@ -82,10 +84,13 @@ class Snapshot:
         """What it takes on the disk."""
         return self.tensor_bytes + len(self.state)
 
-    def copy(self) -> None:
-        """Make it independent of what training does next. Raises MemoryError or OSError."""
-        for file in self.tensors.values():
-            file.copy()
+    def copy(self, spare: dict[str, mmap | None]) -> None:
+        """Make it independent of what training does next. Raises MemoryError or OSError.
+
+        `spare`: memory that an earlier copy lay in, to lie in again; it holds that of this one afterwards.
+        """
+        for name, file in self.tensors.items():
+            spare[name] = file.copy(spare.pop(name, None))
         self.copied = True
 
     def forget(self) -> None:
@@ -123,7 +128,11 @@ def write(
     _write_file(storage, partial / MANIFEST, iter([memoryview(text)]), going)
     storage.sync_folder(partial)
     storage.rename(partial, final)
-    storage.sync_folder(folder)
+    try:
+        storage.sync_folder(folder)
+    except OSError:  # a power failure might undo the name, so nothing is to count on it
+        storage.rename(final, partial)
+        raise
     return final
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import mmap
 
 from surefoot.errors import StoppedError, UserError
 from surefoot.events import AlertEvent, CheckpointEvent, Event
@@ -64,6 +65,7 @@ class Saver:
         """Steps whose checkpoints this process has written whole, or has verified."""
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
+        self._spare: dict[str, mmap | None] = {}
         self._given_up = self._short = False
 
     def begin(self, needed: int) -> None:
@@ -75,6 +77,7 @@ class Saver:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.storage.sync_folder(self.run.path)
+            self.storage.sync_folder(folder)  # a save or removal may have been killed just before it
             tidy(self.storage, folder)
             free = self.storage.free_bytes(folder)
         except OSError as error:
@@ -112,9 +115,12 @@ class Saver:
 
     def _copied(self, snapshot: Snapshot) -> list[Event]:
         """Copy a snapshot, if there is memory for it; returns what there is to tell."""
-        if self.memory_left() > snapshot.bytes:
+        held = sum(len(spare) for spare in self._spare.values() if spare is not None)
+        if self.memory_left() + held > snapshot.bytes:
             with suppress(MemoryError, OSError):
-                snapshot.copy()
+                snapshot.copy(self._spare)
+        if not snapshot.copied or self.memory_left() < snapshot.bytes:
+            self._spare = {}  # what is tight is not held on to
         if snapshot.copied or self._short:
             return []
         self._short = True
@@ -187,8 +193,8 @@ class Saver:
         return list(self._news()) if self._thread is None or not self._thread.is_alive() else []
 
     def finish(self) -> list[Event]:
-        """Wait for the save on its way; returns what there is to tell."""
-        if self._thread is not None:
+        """Wait for the save on its way, unless it was given up; returns what there is to tell."""
+        if self._thread is not None and not self._given_up:
             self._thread.join()
         return self.news()
 

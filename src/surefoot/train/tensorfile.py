@@ -53,18 +53,21 @@ class TensorFile:
         self._map: mmap.mmap | None = None
         self.size = len(self._head) + end
 
-    def copy(self) -> None:
+    def copy(self, spare: mmap.mmap | None = None) -> mmap.mmap | None:
         """Copy the tensors, which may then change. Raises MemoryError or OSError when there is no room.
 
-        The copy is mapped apart from the heap, so that its memory goes back to the machine with it.
+        The copy lies in `spare` if that fits, else in memory mapped anew, apart from the heap; it is returned, for
+        the next copy: to touch memory for the first time takes longer than to copy.
         """
         total = self.size - len(self._head)
         if total == 0:
             self._tensors = []
-            return
-        self._map = mmap.mmap(-1, total)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # a fault for 2 MiB, not for each 4 KiB
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            return None
+        if spare is None or len(spare) != total:
+            spare = mmap.mmap(-1, total)
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # a fault for 2 MiB, not for each 4 KiB
+                spare.madvise(mmap.MADV_HUGEPAGE)
+        self._map = spare
         copy, start = torch.frombuffer(self._map, dtype=torch.uint8), 0
         for tensor in self._tensors:
             if tensor.numel():
@@ -72,6 +75,7 @@ class TensorFile:
                 copy[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor)
                 start = end
         self._tensors = []
+        return spare
 
     def pieces(self) -> Iterator[memoryview]:
         """The file's bytes, in order."""
