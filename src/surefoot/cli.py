@@ -31,6 +31,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
+    _open_closed()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -46,18 +47,37 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error), 2)
     except StoppedError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error), 1)
     except BrokenPipeError:
+        if name == "train":  # which outlives its readers: this is another pipe, and the run is not done
+            raise
         # The reader of our output is gone (`| head`); say nothing, at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("surefoot: interrupted", file=sys.stderr)
-        return 130
+        return _failed("interrupted", 130)
+
+
+def _failed(message: str, status: int) -> int:
+    """Say why; the status stays what it is when nobody can hear it."""
+    try:
+        print(f"surefoot: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    return status
+
+
+def _open_closed() -> None:
+    """Nothing that is opened later becomes stdin, stdout or stderr because that was closed (`>&-`)."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _help() -> str:

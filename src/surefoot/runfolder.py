@@ -35,6 +35,7 @@ except ImportError:  # no locks where there is no flock
 
 PROBE_BYTES = 1 << 16
 """Written and taken away again to find out whether a run folder can be written."""
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 class RunFolder:
@@ -61,7 +62,7 @@ class RunFolder:
         Raises UserError, naming who has it, when somebody does, and when the folder cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UserError(self._not_writable(error)) from None
@@ -70,10 +71,19 @@ class RunFolder:
             with suppress(OSError):  # who it is helps the next one, no more
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-            self._probe()
+            self._probe(self.path / ".probe")
             yield
         finally:
             os.close(handle)
+
+    def _make(self) -> None:
+        """Make the folder, so that it is there after a power failure."""
+        whole = self.path.absolute()
+        made = [path for path in (whole, *whole.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a folder above may be somebody else's, not for us to read
+            for path in made or [whole]:  # an earlier run may have been killed here
+                sync_folder(path.parent)
 
     def refuse_unwritable(self) -> None:
         """Raises UserError when the folder, or the one that it would be made in, cannot be written; when it is in
@@ -87,13 +97,14 @@ class RunFolder:
                 f"output_dir: {self.path} cannot be written: {place} is read-only, not "
                 "yours to write in, or no folder. Name another folder"
             )
+        self._probe(place / f".surefoot-probe-{os.getpid()}")  # not ours alone
 
     def _lock(self, handle: int) -> None:
         if fcntl is None:
             return
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # some network file systems say the latter
             try:
                 owner = json.loads(os.pread(handle, 4096, 0))
                 who = f"process {owner['pid']} on {owner['host']}"
@@ -106,18 +117,19 @@ class RunFolder:
         except OSError:
             return  # a file system without locks
 
-    def _probe(self) -> None:
+    def _probe(self, probe: Path) -> None:
         """Find out now, not at the first save, that nothing can be written: read-only, full, over quota."""
-        probe = self.path / ".probe"
         try:
-            with probe.open("wb") as file:
-                file.write(bytes(PROBE_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            probe.unlink()
+            handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | _NO_LINK, 0o600)
+            try:
+                data = memoryview(bytes(PROBE_BYTES))
+                while data:
+                    data = data[os.write(handle, data) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+                probe.unlink(missing_ok=True)
         except OSError as error:
-            with suppress(OSError):
-                probe.unlink()
             raise UserError(self._not_writable(error)) from None
 
     def _not_writable(self, error: OSError) -> str:
@@ -262,7 +274,10 @@ class RunFolder:
                 os.fsync(events.fileno())
 
     def events_size(self) -> int:
-        """Bytes of the events so far."""
+        """Bytes of the events so far, those that wait for room among them if there is room now."""
+        if self._waiting:
+            with suppress(OSError):
+                self._write_waiting()
         return self.events_file.stat().st_size if self.events_file.is_file() else 0
 
     def sync_events(self) -> None:

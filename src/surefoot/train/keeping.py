@@ -9,13 +9,23 @@ from typing import Any
 import torch
 
 from surefoot.config import SFTConfig
+from surefoot.errors import UserError
 from surefoot.events import AlertEvent, CheckpointEvent, Event
 from surefoot.model.network import Network
-from surefoot.runfolder import RunFolder
+from surefoot.runfolder import RunFolder, numbered
 from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
 from surefoot.train.checkpoint import Snapshot, kept_tensors, load, load_weights
-from surefoot.train.manifest import OPTIMIZER, WEIGHTS, Progress, manifest_of, name_of, state_of, verify
+from surefoot.train.manifest import (
+    OPTIMIZER,
+    WEIGHTS,
+    Manifest,
+    Progress,
+    manifest_of,
+    name_of,
+    state_of,
+    verify,
+)
 from surefoot.train.optim import Optimizers
 from surefoot.train.resume import Start
 from surefoot.train.saver import Saver
@@ -42,6 +52,8 @@ class Keeping:
         self.identity: Mapping[str, Any] = {}
         """What run this is, as checkpoints tell it."""
         self.predicted_peak_bytes = 0
+        self._untold: Path | None = None
+        """A checkpoint that is there because the run was stopped: nobody was told that it was saved."""
         self.saver = Saver(run, limit=args.save_total_limit, memory_left=self._memory_left)
 
     def begin(self, start: Start) -> None:
@@ -62,33 +74,52 @@ class Keeping:
         state.best_metric, state.best_global_step = self.progress.best_metric, self.progress.best_step
         if start.own:
             self.run.go_back(self.progress.step, self.progress.events_size)
-            self._tell_again(start.checkpoint)
+            self._tell_again()
+            if manifest_of(start.checkpoint).because == STOPPED:
+                self._untold = start.checkpoint
         for path in start.damaged:
             said = f"{path.name} was damaged: put aside, and the checkpoint of step {self.progress.step} used"
             self.run.append(AlertEvent(step=self.progress.step, kind="checkpoint", message=said))
 
-    def _tell_again(self, path: Path) -> None:
-        """That this checkpoint was saved came after the events that it holds: it was cut off with the rest."""
-        manifest = manifest_of(path)
-        if manifest.because != STOPPED:
-            self.run.append(
-                CheckpointEvent(
-                    step=manifest.step,
-                    path=path.name,
-                    because=manifest.because,
-                    tensor_bytes=sum(manifest.files[name]["size"] for name in (WEIGHTS, OPTIMIZER)),
-                    stall_seconds=0.0,
-                    commit_seconds=0.0,
-                )
+    def _tell_again(self) -> None:
+        """That a checkpoint was saved is told after the events that it holds, and those of a save in the background
+        even after the next one's: what was cut off of that is told again."""
+        told = {event["step"] for event in self.run.events() if event["type"] == "checkpoint"}
+        for step, path in numbered(self.run.checkpoints):
+            try:
+                manifest = manifest_of(path)
+            except UserError:  # an older one, which nobody asked for
+                continue
+            if step not in told and manifest.because != STOPPED:
+                self._tell(path, manifest, manifest.because)
+
+    def _tell_untold(self, because: str) -> None:
+        """A save that is due where the run was stopped is there already, and was not told of."""
+        path, self._untold = self._untold, None
+        if path is not None and path.name == name_of(self.progress.step) and because != STOPPED:
+            self._tell(path, manifest_of(path), because)
+
+    def _tell(self, path: Path, manifest: Manifest, because: str) -> None:
+        self.run.append(
+            CheckpointEvent(
+                step=manifest.step,
+                path=path.name,
+                because=because,
+                tensor_bytes=sum(manifest.files[name]["size"] for name in (WEIGHTS, OPTIMIZER)),
+                stall_seconds=0.0,
+                commit_seconds=0.0,
             )
+        )
 
     def save(self, because: str, *, wait: bool = False) -> None:
         """Save a checkpoint of this step; in the background, unless somebody wants to look at it."""
+        self._tell_untold(because)
         wait = wait or self.callbacks.listen("on_save")
         self.tell(self.saver.save(self._snapshot(because), self.progress.best_step, wait=wait))
 
     def save_surely(self, because: str) -> None:
         """Save when there is no later chance. Raises StoppedError when it cannot be done."""
+        self._tell_untold(because)
         self.saver.save_surely(
             lambda: self._snapshot(because), self.progress.best_step, lambda event: self.tell([event])
         )
@@ -125,10 +156,13 @@ class Keeping:
         self.tell(self.saver.finish())
 
     def last(self) -> None:
-        """What is kept of the last step; then, with `load_best_model_at_end`, the best weights are put back."""
+        """Keep the last step."""
         if self.args.save_strategy != "no" and self.progress.step > 0:
             self.save_surely("the last step")
         self.finish()
+
+    def put_best_back(self) -> None:
+        """With `load_best_model_at_end`: the best weights instead of the last."""
         best = self.progress.best_step
         if self.args.load_best_model_at_end and best is not None and best != self.progress.step:
             path = self.run.checkpoints / name_of(best)

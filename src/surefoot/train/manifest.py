@@ -5,8 +5,10 @@ manifest.json is written last, and gives step, loss, why it was saved, and size 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
 QUARANTINE = "quarantine"
 LARGEST_MANIFEST_BYTES = 1 << 20
 LARGEST_STATE_BYTES = 1 << 30
+LOST = (errno.EIO, errno.EBADMSG, errno.ENXIO, getattr(errno, "EUCLEAN", errno.EIO))
+"""What reading says when a disk no longer has what was written."""
 
 
 class Damaged(UserError):  # noqa: N818
@@ -95,30 +99,54 @@ def manifest_of(path: Path) -> Manifest:
             "away. Put it back, or delete this folder to use the checkpoint before it"
         ) from None
     except OSError as error:
-        raise UserError(f"{path / MANIFEST}: cannot be read: {error.strerror}") from None
+        raise _unread(path / MANIFEST, error) from None
+    except UserError as error:  # no ordinary file, too large, not UTF-8
+        raise Damaged(str(error)) from None
     try:
         content = json.loads(text)
         version = content["version"]
+        # The digest is made so in all versions: a version that was changed by itself is damage, not news.
+        if "digest" in content and content["digest"] != digest(content):
+            raise Damaged(f"{path / MANIFEST}: its content does not agree with its digest")
         if isinstance(version, int) and version > VERSION:
             raise UserError(
                 f"{path}: of version {version}, which a newer surefoot has written; this one reads up to "
                 f"{VERSION}. Upgrade: pip install --upgrade surefoot"
             )
-        if content["digest"] != digest(content):
-            raise Damaged(f"{path / MANIFEST}: its content does not agree with its digest")
+        content["digest"]
         found = Manifest(content["step"], content["loss"], content["because"], content["files"])
         if path.name.startswith("step-") and path.name != name_of(found.step):
             raise Damaged(f"{path}: is the checkpoint of step {found.step} under another name")
+        if version != VERSION or not _plain(found):
+            raise Damaged(f"{path / MANIFEST}: holds values of the wrong type")
         if sorted(found.files) != sorted((WEIGHTS, OPTIMIZER, STATE)):
             raise Damaged(f"{path / MANIFEST}: names other files than a checkpoint has")
         for file in found.files.values():
-            if not (isinstance(file["size"], int) and re.fullmatch("[0-9a-f]{64}", file["sha256"])):
+            known = set(file) == {"size", "sha256"} and isinstance(file["size"], int)
+            if not (known and re.fullmatch("[0-9a-f]{64}", file["sha256"])):
                 raise Damaged(f"{path / MANIFEST}: sizes or hashes are none")
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path / MANIFEST}: cannot be read ({type(error).__name__}: {error})") from None
     return found
+
+
+def _plain(found: Manifest) -> bool:
+    """Whether step, loss and reason are of the types that are written."""
+    loss = found.loss is None or type(found.loss) in (float, int)
+    return type(found.step) is int and found.step >= 0 and loss and isinstance(found.because, str)
+
+
+def _unread(path: Path, error: OSError) -> UserError:
+    """What to raise for a file that could not be read: damage, if the disk has lost it. Missing rights, or a file
+    system that is away for a moment, are no reason to put a checkpoint aside."""
+    if error.errno in LOST:
+        return Damaged(f"{path}: cannot be read: {error.strerror}")
+    return UserError(
+        f"{path}: cannot be read: {error.strerror or error}. Mend that, or move this checkpoint away to use the "
+        "one before it"
+    )
 
 
 def verify(path: Path) -> Manifest:
@@ -133,14 +161,16 @@ def verify(path: Path) -> Manifest:
 def _verify_file(path: Path, size: int, sha256: str) -> None:
     try:
         with open_regular(path, follow=False) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:  # not read: it may be of any size
+                raise Damaged(f"{path}: has {found:,} bytes, not the {size:,} that were written")
             found_digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-            found = file.tell()
     except FileNotFoundError:
         raise Damaged(f"{path}: is not there") from None
     except OSError as error:
-        raise Damaged(f"{path}: cannot be read: {error.strerror or error}") from None
-    if found != size:
-        raise Damaged(f"{path}: has {found:,} bytes, not the {size:,} that were written")
+        raise _unread(path, error) from None
+    except UserError as error:  # no ordinary file
+        raise Damaged(str(error)) from None
     if found_digest != sha256:
         raise Damaged(
             f"{path}: is damaged: its sha256 is {found_digest[:12]}…, of what was written {sha256[:12]}…"

@@ -90,10 +90,10 @@ def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, 
         except Damaged as error:
             damaged.append((path, str(error)))
             continue
-        notes = _compare(str(path), state_of(path)["identity"], now)
+        notes = _compare(str(path), state_of(path).get("identity") or {}, now)
         saver.sound.add(step)
         for bad, why in damaged:
-            where = quarantine(saver.storage, bad)
+            where = _put_aside(saver, bad)
             notes.append(f"the checkpoint {bad.name} is damaged, and is now in {where}: {why}")
         return Start(
             path,
@@ -109,12 +109,22 @@ def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, 
     )
 
 
+def _put_aside(saver: Saver, bad: Path) -> Path:
+    try:
+        return quarantine(saver.storage, bad)
+    except OSError as error:
+        raise UserError(
+            f"{bad}: is damaged, and could not be put aside in {bad.parent / QUARANTINE}: {error.strerror}. "
+            "Move it away to use the checkpoint before it"
+        ) from None
+
+
 def _from(path: Path, run: RunFolder, args: SFTConfig, now: Mapping[str, Any], saver: Saver) -> Start:
     """From a checkpoint that the user names."""
     if not path.is_dir():
         raise UserError(f"resume_from_checkpoint: {path}: no such folder")
     step = verify(path).step
-    notes = _compare(str(path), state_of(path)["identity"], now)
+    notes = _compare(str(path), state_of(path).get("identity") or {}, now)
     own = path.resolve().parent == run.checkpoints.resolve()
     if own:
         saver.sound.add(step)

@@ -134,10 +134,12 @@ class SFTTrainer:
                             step, found, change, time.perf_counter() - started
                         )  # log, evaluate, save
                 seconds = time.perf_counter() - run_started
+                if stop.signal is None:
+                    between.keeping.last()
                 if stop.signal is not None:
                     between.end_for_now(seconds)
                     raise Interrupted(stop.signal, self.progress.step, self.run.path)
-                between.keeping.last()
+                between.keeping.put_best_back()
                 self.save_model()
                 return between.end("stopped early" if self.progress.enough else "finished", seconds)
 
