@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from surefoot.data.badrows import LISTED, BadRows, RowError
+from surefoot.data import render
+from surefoot.data.badrows import LISTED, BadRows, OnBadRow, RowError
 from surefoot.data.dataset import LOOKED_AT, Dataset, read
 from surefoot.data.ledger import Ledger
 from surefoot.data.render import Renderer
@@ -240,6 +242,33 @@ def test_stop_and_skip_are_kept_apart(tmp_path: Path) -> None:
     assert (first.from_cache, again.from_cache) == (False, True)
     assert again.ledger.dropped == {"not usable JSON": [f"{path}:2"]}
     says(error_of(path, cache=cache, worth_seconds=0), f"{path}:2:2: not usable JSON")
+
+
+def test_the_docs_show_what_is_said(surefoot: Surefoot, tiny_folder: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rows.md").read_text(encoding="utf-8")
+    (rows,) = re.findall(r"```jsonl\n(.*?)```", page, re.DOTALL)
+    stopped, skipped = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert surefoot("preview", tiny_folder, "--data", "rows.jsonl").err == stopped
+    said = surefoot("preview", tiny_folder, "--data", "rows.jsonl", "--on-bad-row", "skip").out
+    assert [line for line in said.splitlines() if "dropped" in line] == skipped.splitlines()
+
+
+def test_a_template_that_is_slow_to_refuse_is_not_tried_on_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = toys.byte_level(template="{{ raise_exception('Not this one') }}")
+
+    def said(on_bad_row: OnBadRow) -> str:
+        with pytest.raises(UserError) as caught:
+            read(open_source([GOOD] * 3), Renderer(refuses, max_length=9), columns={}, on_bad_row=on_bad_row)
+        return str(caught.value)
+
+    assert said("stop").count("Not this one") == 3
+    assert said("skip").startswith(
+        "dataset: nothing to learn in any of 3 rows: 3 × refused by the chat template"
+    )
+    monkeypatch.setattr(render, "SLOW_SECONDS", 0.0)
+    for on_bad_row in ("stop", "skip"):
+        assert said(on_bad_row).startswith("dataset[0]: ") and said(on_bad_row).count("Not this one") == 1
 
 
 def test_reasons_are_bounded_in_number(tmp_path: Path) -> None:
