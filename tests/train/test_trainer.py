@@ -387,3 +387,26 @@ def test_hugging_faces_reporters_write(tmp_path: Path) -> None:
     one = trainer(tmp_path, report_to="tensorboard")
     one.train()
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_a_run_that_began_from_anothers_checkpoint_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == self.step:
+                raise RuntimeError("power cut")
+
+    whole = trainer(tmp_path / "a", save_steps=1)
+    whole.train()
+    start = str(tmp_path / "a" / "run" / "checkpoints" / "step-00000002")
+    for step in (3, 5):  # before its first checkpoint, and after
+        with pytest.raises(RuntimeError, match="power cut"):
+            trainer(tmp_path / "b", save_steps=4, callbacks=[Stop(step)]).train(resume_from_checkpoint=start)
+    again = trainer(tmp_path / "b", save_steps=4)
+    again.train(resume_from_checkpoint=start)
+    steps = [event["step"] for event in again.run.events() if event["type"] == "step"]
+    assert steps == [3, 4, 5, 6]
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)

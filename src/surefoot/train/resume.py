@@ -98,7 +98,7 @@ def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, 
         return Start(
             path,
             own=True,
-            notes=tuple(notes),
+            notes=(_goes_on(step, path), *notes),
             damaged=tuple(bad for bad, _ in damaged),
             history=_history(run, step, notes),
         )
@@ -130,12 +130,16 @@ def _from(path: Path, run: RunFolder, args: SFTConfig, now: Mapping[str, Any], s
         saver.sound.add(step)
     elif args.overwrite_output_dir or not run.begun():
         run.clear()
+    elif next(numbered(run.checkpoints), None) is not None:  # this command was given before, and came further
+        return find(run, args, "auto", now, saver)
     else:
-        raise UserError(
-            f"output_dir: {run.path} holds another run than the checkpoint's. Name another folder, or start over "
-            "in this one with overwrite_output_dir=true"
-        )
-    return Start(path, own=own, notes=tuple(notes))
+        run.refuse_finished()
+        run.go_back(0, 0)
+    return Start(path, own=own, notes=(_goes_on(step, path), *notes))
+
+
+def _goes_on(step: int, path: Path) -> str:
+    return f"goes on after step {step:,}, from {path}"
 
 
 def _history(run: RunFolder, step: int, notes: list[str]) -> tuple[dict[str, Any], ...]:
