@@ -127,6 +127,9 @@ class Between:
         state = self.callbacks.state
         state.max_steps, state.num_train_epochs = self.total_steps, math.ceil(self.args.num_train_epochs)
         state.global_step = self.progress.step
+        if self.progress.step:
+            state.epoch = self._epoch
+        self.callbacks.exported()  # what cannot be kept is an error now, not at the first save
         state.log_history = self.progress.log_history
         state.is_local_process_zero = state.is_world_process_zero = True
         if not event.resumed:
@@ -147,7 +150,7 @@ class Between:
         self.progress.num_tokens += found.tokens
         done = StepEvent(
             step=step + 1,
-            epoch=round((step + 1) / self.steps_per_epoch, 6),
+            epoch=self._epoch,
             loss=found.loss,
             learning_rate=change.learning_rate,
             grad_norm=change.grad_norm,
@@ -167,6 +170,8 @@ class Between:
         self.progress.last_loss = found.loss
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
+        if done.step == 1 and args.save_strategy != "no":
+            self.keeping.optimizers.state()  # now that there is one
         self.microscope.tell(self.emit)
         self.keeping.tell(self.keeping.saver.news())
         self._add_up(done)
@@ -225,6 +230,11 @@ class Between:
         if because is not None and not last:
             self.keeping.save(because)
         control.should_log = control.should_evaluate = control.should_save = False
+
+    @property
+    def _epoch(self) -> float:
+        """Passes over the data so far, as Hugging Face counts them."""
+        return round(self.progress.step / self.steps_per_epoch, 6)
 
     def _due(self, every: float) -> bool:
         every = math.ceil(every * self.total_steps) if every < 1 else int(every)

@@ -11,6 +11,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, 
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
+from surefoot.train.plain import pack, unpack
 
 
 class Callbacks:
@@ -47,19 +48,25 @@ class Callbacks:
             for one in self.handler.callbacks
         )
 
-    def exported(self) -> dict[str, Any]:
-        """The state of those callbacks that have any to keep (Hugging Face's ExportableState), by class."""
-        return {
-            type(one).__name__: one.state()["attributes"]
-            for one in self.handler.callbacks
-            if isinstance(one, ExportableState)
-        }
+    def exported(self) -> dict[str, list[Any]]:
+        """The state of those callbacks that have any to keep (Hugging Face's ExportableState), by class, in their
+        order. Raises UserError when it is nothing that a checkpoint can hold."""
+        found: dict[str, list[Any]] = {}
+        for one in self._exporting():
+            name = type(one).__name__
+            found.setdefault(name, []).append(pack(one.state()["attributes"], name, None, None))
+        return found
 
-    def restore(self, exported: dict[str, Any]) -> None:
-        """Put back what `exported` gave."""
-        for one in self.handler.callbacks:
-            for name, value in exported.get(type(one).__name__, {}).items():
-                setattr(one, name, value)
+    def restore(self, exported: dict[str, list[Any]]) -> None:
+        """Put back what `exported` gave; callbacks that were not there then stay as they are."""
+        left = {name: iter(states) for name, states in exported.items()}
+        for one in self._exporting():
+            state = next(left.get(type(one).__name__, iter(())), None)
+            if state is not None:
+                vars(one).update(unpack(state, None, {}))
+
+    def _exporting(self) -> list[Any]:
+        return [one for one in self.handler.callbacks if isinstance(one, ExportableState)]
 
 
 def _reporters(report_to: str | list[str]) -> list[type[TrainerCallback]]:

@@ -14,8 +14,11 @@ from torch.optim import Optimizer
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
+from surefoot.train.plain import pack, unpack
 
 Named = list[tuple[str, torch.nn.Parameter]]
+NO_STATE = ("params", "lr", "initial_lr", "fused", "foreach", "capturable", "differentiable")
+"""What of a group follows from the step, or is the machine's business."""
 
 
 @dataclass(frozen=True)
@@ -106,53 +109,57 @@ class Optimizers:
         )
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and plain values of the state, keyed by `parameter name / key`."""
-        tensors, plain = {}, {}
-        for parameter, key, value in self._entries():
-            place = f"{self.names[id(parameter)]}/{key}"
-            if isinstance(value, torch.Tensor):
-                tensors[place] = value.detach().contiguous()
-            else:
-                plain[place] = value
+        """Tensors by `parameter name/key`, and all else that the state has, as plain values that name the tensors.
+
+        Raises UserError when an optimizer of the user's own keeps what no checkpoint can hold.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        plain: dict[str, Any] = {}
+        for part in self.parts:
+            for weight, state in part.state.items():
+                if not state:
+                    continue
+                name = self.names.get(id(weight)) if isinstance(weight, torch.Tensor) else None
+                if name is None:
+                    raise UserError(
+                        f"optimizers: {type(part).__name__} keeps state for what is no trained weight, so a "
+                        "checkpoint cannot name it. Numbers of its own belong in its param_groups"
+                    )
+                plain[name] = {
+                    key: pack(value, f"{name}/{key}", weight, tensors) for key, value in state.items()
+                }
         return tensors, plain
 
-    def groups_state(self) -> list[dict[str, float]]:
-        """The numbers of each group but its learning rate, which follows from the step: some optimizers count and
-        estimate there."""
-        rates = ("lr", "initial_lr")
+    def groups_state(self, tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """What each group has besides its weights and its learning rate, which follows from the step: some
+        optimizers count and estimate there. Tensors among it go to `tensors`. Raises UserError as `state` does."""
         return [
             {
-                key: value
+                key: pack(value, f"group {number}/{key}", None, tensors)
                 for key, value in group.items()
-                if isinstance(value, int | float) and key not in rates
+                if key not in NO_STATE and not callable(value)
             }
-            for group in self.groups()
+            for number, group in enumerate(self.groups())
         ]
 
     def load_state(
-        self, tensors: dict[str, torch.Tensor], plain: dict[str, Any], groups: list[dict[str, float]]
+        self, tensors: dict[str, torch.Tensor], plain: dict[str, Any], groups: list[dict[str, Any]]
     ) -> None:
         """Restore what `state` and `groups_state` gave. Raises ValueError when that is of other weights."""
         owners = {
-            self.names[id(parameter)]: (part, parameter)
+            self.names[id(weight)]: (part, weight)
             for part in self.parts
             for group in part.param_groups
-            for parameter in group["params"]
+            for weight in group["params"]
+            if id(weight) in self.names  # an optimizer of the user's own may hold frozen ones too
         }
-        for place, value in {**tensors, **plain}.items():
-            name, _, key = place.rpartition("/")
+        for name, state in plain.items():
             if name not in owners:
                 raise ValueError(f"the checkpoint has optimizer state for {name}, which is not trained here")
-            part, parameter = owners[name]
-            part.state[parameter][key] = value.clone() if isinstance(value, torch.Tensor) else value
-        for group, numbers in zip(self.groups(), groups, strict=True):
-            group.update({key: value for key, value in numbers.items() if key in group})
-
-    def _entries(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
-        for part in self.parts:
-            for parameter, state in part.state.items():
-                for key, value in state.items():
-                    yield parameter, key, value
+            part, weight = owners[name]
+            part.state[weight] = {key: unpack(value, weight, tensors) for key, value in state.items()}
+        for group, kept in zip(self.groups(), groups, strict=True):
+            group.update({key: unpack(value, None, tensors) for key, value in kept.items()})
 
 
 def _copies(part: Optimizer, group: dict[str, Any]) -> int:
