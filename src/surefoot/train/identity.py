@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from surefoot.config import SFTConfig
 from surefoot.errors import UserError
 from surefoot.train.tensorfile import bytes_of
 
@@ -24,7 +25,10 @@ LOOKING = (
     *("slides", "slide_every", "slide_mountain", "slide_extras", "tensors_every"),
 )
 """Options that change what is seen and kept of a run, not the run."""
-HASHED = ("model_name_or_path", "model_revision", "dataset_name", "eval_dataset_name", "chat_template_path")
+HASHED = (
+    *("model_name_or_path", "model_revision", "chat_template_path"),
+    *("dataset_name", "eval_dataset_name", "dataset_test_split"),
+)
 """Options that name what is hashed: a file may move."""
 JUDGING = (
     *("eval_strategy", "eval_steps", "eval_on_start", "eval_exact_match", "max_new_tokens"),
@@ -54,10 +58,16 @@ class Difference:
 
 def identity(described: Mapping[str, Any]) -> dict[str, Any]:
     """What of run.json says which run this is."""
-    found = {key: described[key] for key in ("hashes", "machine", "versions", "data", "total_steps")}
+    found = {key: described[key] for key in ("hashes", "versions", "total_steps")}
+    machine = {**described["machine"], "products": described["model"]["products"]}
     config = {key: value for key, value in described["config"].items() if key not in LOOKING}
-    data = {name: {"examples": part["examples"]} for name, part in described["data"].items()}
-    return {**found, "config": config, "data": data}
+    if described["config"]["eval_steps"] is None:  # then a log entry brings an evaluation
+        config["eval_steps"] = described["config"]["logging_steps"]
+    data = {
+        name: {key: part[key] for key in ("examples", "fingerprint")}
+        for name, part in described["data"].items()
+    }
+    return {**found, "machine": machine, "config": config, "data": data}
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Difference:
@@ -66,7 +76,10 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Difference:
         refused = [*_hashes(then, now), *_data(then, now), *_config(then["config"], now["config"])]
         rounding = [*_rounding(then, now)]
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"what run it is of cannot be read ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"what run it is of cannot be read ({type(error).__name__}: {error}). Name another output_dir, or "
+            "start over in this one with overwrite_output_dir=true"
+        ) from None
     if not refused and then["total_steps"] != now["total_steps"]:
         refused = [f"the number of steps: {then['total_steps']:,} then, {now['total_steps']:,} now"]
     return Difference(tuple(refused), tuple(rounding))
@@ -82,32 +95,50 @@ def _hashes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _data(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    before, after = ({name: part["examples"] for name, part in run["data"].items()} for run in (then, now))
-    decides = any(now["config"][name] for name in DECIDING)
-    names = sorted(set(before) | set(after)) if decides else ["train"]
+    before, after = then["data"], now["data"]
+    names = {*before, *after} if _decides(now["config"]) else {"train"}
     return [
-        f"the rows of '{name}' (edited, or in another order): sha256 {before.get(name, 'none')[:12]}… then, "
-        f"{after.get(name, 'none')[:12]}… now"
-        for name in names
-        if before.get(name) != after.get(name)
+        said for name in sorted(names) if (said := _rows(name, before.get(name), after.get(name))) is not None
     ]
+
+
+def _rows(name: str, before: Mapping[str, str] | None, after: Mapping[str, str] | None) -> str | None:
+    """How rows differ. What is learned of them decides; if that differs, the rows as they were read tell why."""
+    if before is None or after is None:
+        return (
+            None if before == after else f"the rows of '{name}': {'none' if before is None else 'some'} then"
+        )
+    if before["examples"] == after["examples"]:
+        return None
+    what, key = f"the rows of '{name}' (edited, or in another order)", "fingerprint"
+    if before[key] == after[key]:  # of a stream nothing is known but what is learned
+        what, key = f"what is learned of the rows of '{name}' (they become other tokens)", "examples"
+        what = what if before["fingerprint"] else f"the rows of '{name}', or what is learned of them"
+    return f"{what}: sha256 {before[key][:12]}… then, {after[key][:12]}… now"
 
 
 def _config(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     free = {*HASHED, *ROUNDING}
-    if not any(after[name] for name in DECIDING):
+    if not _decides(after):
         free |= set(JUDGING)
+    before = {**SFTConfig().to_dict(), **before}  # what an older version did not know was as it is by default
     return [
-        f"{name}: {before.get(name)!r} then, {value!r} now"
+        f"{name}: {before[name]!r} then, {value!r} now"
         for name, value in after.items()
-        if name not in free and before.get(name) != value
+        if name not in free and before[name] != value
     ]
+
+
+def _decides(config: Mapping[str, Any]) -> bool:
+    """Whether evaluations decide when the run ends, or with which weights."""
+    return any(config[name] for name in DECIDING)
 
 
 def _rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     places = [
         ("machine", "device"),
         ("machine", "threads"),
+        ("machine", "products"),
         *[("versions", name) for name in now["versions"]],
     ]
     places += [("config", name) for name in ROUNDING]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def describe(prepared: Prepared, network: Network, args: SFTConfig) -> dict[str,
             "base_model": prepared.digest,
             "chat_template": _digest(template if isinstance(template, str) else repr(template)),
             "tokenizer": _digest(repr(vocabulary)),
-            "model_config": _digest(network.core.config.to_json_string(use_diff=False)),
+            "model_config": _digest(_plainly(network.core.config)),
         },
         "machine": {
             "device": _device_name(network.device),
@@ -221,6 +222,14 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "cpu")
+
+
+def _plainly(config: Any) -> str:
+    """What of a model's config is no default: not where it lies, nor which version has read it."""
+    found = config.to_diff_dict()
+    for place in ("_name_or_path", "_commit_hash", "transformers_version"):
+        found.pop(place, None)
+    return json.dumps(found, sort_keys=True, default=repr)
 
 
 def _digest(text: str) -> str:
