@@ -57,9 +57,10 @@ def test_from_every_step(
 ) -> None:
     options = LORA if kind.startswith("lora") else {**FULL, "model_name_or_path": str(gpt2_folder)}
     options |= {
-        "dataset_name": str(write_rows(tmp_path / "chats.jsonl", conversations(10))),
+        "dataset_name": str(write_rows(tmp_path / "chats.jsonl", conversations(9))),
         "eval_dataset_name": str(write_rows(tmp_path / "held-out.jsonl", conversations(3, first=2))),
-        "gradient_accumulation_steps": 2,  # four rows a step, three steps an epoch, the last of two rows
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,  # two rows a step, five steps an epoch, the last of one row
         "micro_batch_tokens": 100,
         "max_steps": STEPS,
         "warmup_steps": 4,
@@ -72,6 +73,7 @@ def test_from_every_step(
         "logging_steps": 4,
         "watch": [{"prompt": "1?", "completion": "x"}],
         "slide_every": 9,
+        "slide_mountain": "none",
         "tensors_every": 5,
         "save_steps": 1,
     }
@@ -110,7 +112,7 @@ def is_what_it_should_be(run: Path, found: dict[str, Any], *, lora: bool) -> Non
     told = events(run)
     steps = [event for event in told if event["type"] == "step"]
     assert len(steps) == STEPS
-    assert all(step["micro_batches"] > 1 for step in steps)
+    assert sum(step["micro_batches"] > 1 for step in steps) > STEPS / 2
     assert all(step["slots"] < step["tokens"] for step in steps) or not lora
     assert len(found["slides"]) == STEPS // 9
     assert [event["step"] for event in told if event["type"] == "eval"] == [7, 14, 21, 28]

@@ -63,7 +63,8 @@ class Callbacks:
         for one in self._exporting():
             state = next(left.get(type(one).__name__, iter(())), None)
             if state is not None:
-                vars(one).update(unpack(state, None, {}))
+                for name, value in unpack(state, None, {}).items():
+                    setattr(one, name, value)
 
     def _exporting(self) -> list[Any]:
         return [one for one in self.handler.callbacks if isinstance(one, ExportableState)]

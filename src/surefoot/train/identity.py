@@ -61,7 +61,7 @@ def identity(described: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: described[key] for key in ("hashes", "versions", "total_steps")}
     machine = {**described["machine"], "products": described["model"]["products"]}
     config = {key: value for key, value in described["config"].items() if key not in LOOKING}
-    if described["config"]["eval_steps"] is None:  # then a log entry brings an evaluation
+    if config["eval_strategy"] == "steps" and config["eval_steps"] is None:  # log entries bring evaluations
         config["eval_steps"] = described["config"]["logging_steps"]
     data = {
         name: {key: part[key] for key in ("examples", "fingerprint")}
