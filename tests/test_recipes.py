@@ -103,10 +103,10 @@ def test_a_broken_recipe_is_told_by_its_place(text: str, said: str, tmp_path: Pa
 def test_a_recipe_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: no such recipe"):
         read_recipe(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder, not an ordinary file"):
         read_recipe(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"binary\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"binary\.yaml: not UTF-8 at byte offset 0"):
         read_recipe(tmp_path / "binary.yaml")
 
 

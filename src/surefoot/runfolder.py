@@ -26,13 +26,17 @@ from typing import Any
 
 from surefoot.errors import UserError
 from surefoot.events import Event
-from surefoot.regular import open_regular
+from surefoot.regular import open_regular, text_of
 
 try:
     import fcntl
 except ImportError:  # no locks where there is no flock
     fcntl = None
 
+MOST_CONFIG = 1 << 26
+"""Bytes of a run.json."""
+MOST_RECORD = 1 << 26
+"""Bytes of a record: a step's has 60 for each of its examples."""
 PROBE_BYTES = 1 << 16
 """Written and taken away again to find out whether a run folder can be written."""
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -88,10 +92,14 @@ class RunFolder:
     def refuse_unwritable(self) -> None:
         """Raises UserError when the folder, or the one that it would be made in, cannot be written; when it is in
         use, too."""
-        if self.lock_file.exists():
+        try:
+            begun = self.lock_file.exists()
+            place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        except OSError as error:  # one may not even look
+            raise UserError(self._not_writable(error)) from None
+        if begun:
             with self.locked():
                 return
-        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise UserError(
                 f"output_dir: {self.path} cannot be written: {place} is read-only, not "
@@ -148,7 +156,7 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether there is a run here, of whatever kind."""
-        return next(self.events(), None) is not None or bool(list(self.checkpoints.glob("*step-*")))
+        return next(self.events(), None) is not None or any(self.checkpoints.rglob("*step-*"))
 
     def last_step(self) -> int:
         """The last step that the events tell of."""
@@ -187,8 +195,7 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """What run.json says. Raises UserError when it cannot be read."""
         try:
-            with open_regular(self.config_file) as file:
-                content = json.loads(file.read())
+            content = json.loads(text_of(self.config_file, MOST_CONFIG))
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
@@ -209,7 +216,8 @@ class RunFolder:
         if not self.events_file.exists():
             return
         with open_regular(self.events_file) as lines:
-            for line in lines:
+            # A record is never so long; a file without line breaks, from wherever it comes, fills no memory.
+            while line := lines.readline(MOST_RECORD):
                 try:
                     event = json.loads(line)
                 except (ValueError, RecursionError):
@@ -217,7 +225,7 @@ class RunFolder:
                 if (
                     not isinstance(event, dict)
                     or not isinstance(event.get("step"), int)
-                    or "type" not in event
+                    or not isinstance(event.get("type"), str)
                 ):
                     return
                 yield event

@@ -14,7 +14,11 @@ from rich.text import Text
 
 from surefoot.commands.options import parse, plainly_said
 from surefoot.errors import UserError
+from surefoot.regular import text_of
 from surefoot.validation import checked
+
+MOST_CONFIG = 1 << 26
+"""Bytes of a run.json."""
 
 
 class CompareOptions(BaseModel):
@@ -68,8 +72,8 @@ def _two(models: Sequence[str]) -> tuple[str, str]:
         config = Path(models[0]) / "run.json"
         if config.is_file():
             try:
-                return str(json.loads(config.read_text(encoding="utf-8"))["model"]["name"]), models[0]
-            except (ValueError, KeyError, TypeError):
+                return str(json.loads(text_of(config, MOST_CONFIG))["model"]["name"]), models[0]
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{config}: this does not name the run's base model") from None
         raise UserError(f"{models[0]} is no run folder (no run.json); name two models instead")
     raise UserError("surefoot compare RUN, or surefoot compare BEFORE AFTER")

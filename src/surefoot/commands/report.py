@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,14 +57,19 @@ def run(argv: list[str]) -> int:
         what = "no run (no run.json) and no slide (no slide.json)" if folder.is_dir() else "not there"
         raise UserError(f"{folder} is {what}. Name a run's folder, or one of the folders in its slides/")
     if options.terminal:
-        _print(
-            Opened.load(folder) if slide else _newest(read_run(folder)), options.position, as_json=parsed.json
-        )
+        opened = Opened.load(folder) if slide else _newest(read_run(folder))
+        with _fitting(folder):
+            _print(opened, options.position, as_json=parsed.json)
     if options.output is None and options.terminal:
         return 0
     slides, whole = ([Opened.load(folder)], None) if slide else _read(folder)
     output = folder / ("slide.html" if slide else "report.html")
-    size = _write(render(slides, whole), output := Path(options.output or output).expanduser())
+    with _fitting(folder):
+        page = render(slides, whole)
+    if options.output is None:
+        size = _put(page, output)
+    else:
+        size = _write(page, output := Path(options.output).expanduser())
     if not parsed.json:
         print(f"{output}: {size / 1e6:.2g} MB, {len(slides)} slide{'s' * (len(slides) != 1)}")
     elif not options.terminal:
@@ -106,6 +113,35 @@ def _print(opened: Opened, position: int | None, *, as_json: bool) -> None:
         print(opened.slide.model_dump_json())
     else:
         show(opened, Console(width=None if sys.stdout.isatty() else PIPED), position)
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """What was read has the right types, but may be of no run that ever was. Raises UserError when that shows."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(
+            f"{folder}: what is in it does not fit together, so it cannot be drawn: {said}"
+        ) from error
+
+
+def _put(page: str, output: Path) -> int:
+    """Write the page in a folder that may be anybody's: what has its name there is replaced, not written through.
+    Returns the size in bytes."""
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # noqa: PTH123
+            size = file.write(page.encode("utf-8"))
+        partial.replace(output)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{output} cannot be written: {error.strerror}") from None
+    return size
 
 
 def _write(page: str, output: Path) -> int:

@@ -49,11 +49,19 @@ def run(argv: list[str]) -> int:
     folder = RunFolder(parsed.positional["run"])
     if not folder.events_file.is_file():
         raise UserError(f"{folder.path} is no run folder (no {folder.events_file.name})")
-    found = worst_rows(folder.events(), options.limit)
+    try:
+        found = worst_rows(folder.events(), options.limit)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{folder.events_file}: the examples of a step are not [row, sum of -log p, tokens]: {str(error)[:200]}"
+        ) from None
     if not found.steps:
         raise UserError(f"{folder.path}: the run has no steps yet; ask again when it has")
     kinds = (found.cost_most, found.rose, found.never_learned)
-    texts = read_texts(folder, {row.where for rows in kinds for row in rows})
+    # The folder may be anybody's, so it has nothing fetched from a hub.
+    texts = read_texts(folder, {row.where for rows in kinds for row in rows}, files_only=True)
     if parsed.json:
         print(json.dumps(_plain(found, texts), ensure_ascii=False))
     else:

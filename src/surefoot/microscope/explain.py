@@ -27,6 +27,7 @@ from surefoot.microscope.predict import Place, seen_before
 from surefoot.microscope.slide import Opened
 from surefoot.model.network import Network
 from surefoot.names import TRANSLATED
+from surefoot.regular import text_of
 from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers, build, schedule
@@ -34,6 +35,11 @@ from surefoot.train.progress import counting, working
 from surefoot.train.recompute import checkpoint_layers, decoder_layers
 from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare_network
 from surefoot.train.step import seed_of
+
+MOST_CONFIG = 1 << 26
+"""Bytes of a run.json."""
+TRUST = ("trust_remote_code",)
+"""Options that a run's folder cannot give: whoever opens it does."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +180,12 @@ def _args_of_run(place: Path, args: SFTConfig, given: set[str]) -> tuple[SFTConf
     run's anyway."""
     config = place.resolve().parent.parent / "run.json"
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        of_run, name = content["config"], content["model"]["name"]
+        content = json.loads(text_of(config, MOST_CONFIG))
+        of_run, name = dict(content["config"]), str(content["model"]["name"])
         optim = str(of_run["optim"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{place} is a checkpoint, but {config} does not tell of which run") from None
-    own = {key: value for key, value in of_run.items() if key in SFTConfig.model_fields}
+    own = {key: value for key, value in of_run.items() if key in SFTConfig.model_fields and key not in TRUST}
     kind = optim.removesuffix("_fused")
     if args.optim.removesuffix("_fused") == kind:
         given = given - {"optim"}
@@ -201,10 +207,16 @@ def _continue(
         return checkpoint.progress_of(place).step + 1
     steps = checkpoint.load(place, prepared.model, optimizers).step
     if "learning_rate" not in given:
-        content = json.loads((place.resolve().parent.parent / "run.json").read_text(encoding="utf-8"))
-        total = max(int(content["total_steps"]), steps + 1)
+        total = max(_total_steps(place.resolve().parent.parent / "run.json"), steps + 1)
         optimizers.set_factor(schedule(args, total, steps))
     return steps + 1
+
+
+def _total_steps(config: Path) -> int:
+    try:
+        return int(json.loads(text_of(config, MOST_CONFIG))["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{config} does not tell how many steps the run has; give --learning_rate") from None
 
 
 def _asked(question: Question, args: SFTConfig) -> _Asked:

@@ -8,6 +8,7 @@ headline, `batch`, `positions` (prediction, error, head rows, after), `head`, `l
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,9 +35,13 @@ from surefoot.microscope.panels import (
     WatchedText,
     Weights,
 )
+from surefoot.model.folder import headers
+from surefoot.regular import open_regular, text_of
 from surefoot.validation import explain
 
 FORMAT = 1
+MOST_BYTES = 1 << 29
+"""Of either file: a slide of a billion weights has a few million numbers."""
 
 
 class Slide(Part):
@@ -110,12 +115,19 @@ class Opened(BaseModel):
     def load(cls, folder: str | Path) -> Self:
         """Read a slide's folder. Raises UserError that names the file and what is wrong with it."""
         folder = Path(folder)
+        arrays = folder / "arrays.safetensors"
         try:
-            slide = Slide.model_validate_json((folder / "slide.json").read_text(encoding="utf-8"))
-            return cls(slide=slide, arrays=load_file(folder / "arrays.safetensors"))
+            slide = Slide.model_validate_json(text_of(folder / "slide.json", MOST_BYTES, follow=False))
+            with open_regular(arrays, follow=False) as file:
+                if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                    raise UserError(
+                        f"{arrays} is larger than {MOST_BYTES:,} bytes, more than a slide's can be"
+                    )
+            headers([arrays])
+            return cls(slide=slide, arrays=load_file(arrays))
         except ValidationError as error:
             raise UserError(f"{folder / 'slide.json'}: not a slide: {explain(error)}") from None
-        except (OSError, UnicodeDecodeError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{folder}: not a slide that can be read: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:

@@ -96,6 +96,9 @@ def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
         with open_regular(path) as file:
             for number, line in enumerate(_lines(file, problems), 1):
+                if len(problems) > MOST_PROBLEMS:
+                    problems.append("events.jsonl: the rest is not read, for it is no run's")
+                    break
                 try:
                     event = json.loads(line)
                 except (ValueError, RecursionError):
@@ -109,9 +112,6 @@ def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
                     events.append(event)
                 else:
                     problems.append(f"events.jsonl:{number}: no record of a type and a step; it is left out")
-                if len(problems) > MOST_PROBLEMS:
-                    problems.append("events.jsonl: the rest is not read, for it is no run's")
-                    break
     except (OSError, UserError) as error:
         problems.append(f"events.jsonl cannot be read: {error}")
     return events

@@ -35,7 +35,7 @@ def read_texts(folder: RunFolder, wanted: set[str], *, files_only: bool = False)
     """The text of the rows at `wanted`, if the run's data are where they were, and what they were. `files_only`:
     do not go to a hub for them."""
     try:
-        about = json.loads(folder.config_file.read_text(encoding="utf-8"))
+        about = folder.config()
         config, fingerprint = about["config"], about["data"]["train"]["fingerprint"]
         name = config["dataset_name"]
     except (OSError, ValueError, KeyError, TypeError):
