@@ -93,11 +93,11 @@ class Stored:
         """sha256 of what is learned, in its order: tokens, borders, weights, row numbers. Not of a file's name."""
         digest = hashlib.sha256()
         for start in range(0, len(self.tokens), 1 << 22):
-            digest.update(memoryview(self.tokens[start : start + (1 << 22)]))
+            digest.update(self.tokens[start : start + (1 << 22)].data)
             self._release()
-        digest.update(memoryview(self._examples.view(np.uint8)))
+        digest.update(self._examples.view(np.uint8).data)
         for part in ("row", "end"):
-            digest.update(memoryview(np.ascontiguousarray(self._rows[part])))
+            digest.update(np.ascontiguousarray(self._rows[part]).data)
         self._release()
         return digest.hexdigest()
 
