@@ -32,6 +32,8 @@ class Start:
     """The checkpoint is of this folder, whose events and slides are cut to match."""
     notes: tuple[str, ...] = ()
     """What the user should know, in words."""
+    warnings: tuple[str, ...] = ()
+    """What of that nobody may miss, also where no notes are shown."""
     damaged: tuple[Path, ...] = ()
     """Checkpoints that were put aside."""
     history: tuple[dict[str, Any], ...] = ()
@@ -75,10 +77,10 @@ def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, 
     if not there and not aside:
         try:
             then = identity(run.config())
-        except KeyError as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{run.config_file}: does not tell its {error.args[0]}; start over with "
-                "overwrite_output_dir=true"
+                f"{run.config_file}: does not tell which run this is ({type(error).__name__}: {error}); start over "
+                "with overwrite_output_dir=true"
             ) from None
         _compare(str(run.path), then, now)
         again = "the run here was stopped before its first checkpoint: it begins again"
@@ -99,6 +101,7 @@ def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, 
             path,
             own=True,
             notes=(_goes_on(step, path), *notes),
+            warnings=tuple(notes),
             damaged=tuple(bad for bad, _ in damaged),
             history=_history(run, step, notes),
         )
@@ -135,7 +138,13 @@ def _from(path: Path, run: RunFolder, args: SFTConfig, now: Mapping[str, Any], s
     else:
         run.refuse_finished()
         run.go_back(0, 0)
-    return Start(path, own=own, notes=(_goes_on(step, path), *notes))
+    return Start(
+        path,
+        own=own,
+        notes=(_goes_on(step, path), *notes),
+        warnings=tuple(notes),
+        history=_history(run, step, notes),
+    )
 
 
 def _goes_on(step: int, path: Path) -> str:

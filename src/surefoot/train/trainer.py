@@ -238,6 +238,8 @@ class SFTTrainer:
         start = find(self.run, self.args, resume, content, keeping.saver)
         if start.checkpoint is not None:
             self._replay_scheduler(progress_of(start.checkpoint).step)
+        for said in start.warnings if between.bar is None else ():
+            warnings.warn(said, stacklevel=3)
         keeping.identity = identity(content)
         keeping.begin(start)
         self.progress, resumed = between.progress, start.checkpoint is not None
