@@ -6,6 +6,7 @@ runs while it waits.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,9 +14,21 @@ from typing import Any
 
 from surefoot.train import judging
 from surefoot.train.checkpoint import Snapshot
+from surefoot.train.interrupt import StopRequest
 from surefoot.train.storage import Storage
 
 PATIENCE = 60.0
+
+
+def note_what_is_heard() -> None:
+    """`heard` is there once the run has noted that it was asked to stop."""
+
+    def noted(self: StopRequest, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "signal" and value is not None:
+            Path("heard").touch()
+
+    StopRequest.__setattr__ = noted  # type: ignore[method-assign]
 
 
 def wait() -> None:
@@ -35,6 +48,7 @@ def wait_in_step(step: int = 5, micro_batch: int = 1) -> None:
     from surefoot.microscope import run
     from surefoot.model.network import Network
 
+    note_what_is_heard()
     plain, plant = run.Microscope.losses, Network.plant
     at = [0, 0]
 
@@ -115,6 +129,7 @@ def wait_in_save(step: int) -> None:
 
 def never_done_save(step: int) -> None:
     """The disk does not come back from a sync in the save of a step."""
+    note_what_is_heard()
     sync, name = Storage.sync, f"step-{step:08d}"
 
     def stuck(self: Any, handle: int) -> None:
@@ -124,3 +139,47 @@ def never_done_save(step: int) -> None:
         sync(self, handle)
 
     Storage.sync = stuck  # type: ignore[method-assign]
+
+
+def wait_in_step_and_last_save(step: int) -> None:
+    """`wait_in_step`; and in the save of a run that was asked to stop, with the files `saving` and `go-on`."""
+    wait_in_step(step)
+    files = Snapshot.files
+
+    def slow(self: Any) -> Any:
+        if Path("go").exists():
+            Path("saving").touch()
+            deadline = time.monotonic() + PATIENCE
+            while not Path("go-on").exists() and time.monotonic() < deadline:
+                time.sleep(0.002)
+        yield from files(self)
+
+    Snapshot.files = slow  # type: ignore[method-assign]
+
+
+def wait_in_loading() -> None:
+    """Wait when the model is about to be read."""
+    from surefoot.train import trainer
+
+    prepare = trainer.prepare_model
+
+    def slow(*args: Any) -> Any:
+        wait()
+        return prepare(*args)
+
+    trainer.prepare_model = slow
+
+
+def killed_after(step: int) -> None:
+    """SIGKILL once `step` is told, and every save before it is committed."""
+    from surefoot.train.between import Between
+
+    after = Between.after
+
+    def last(self: Any, number: int, *rest: Any) -> None:
+        after(self, number, *rest)
+        self.keeping.finish()
+        if number + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Between.after = last  # type: ignore[method-assign]

@@ -10,11 +10,12 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 
-from surefoot.commands.checkpoints import run_folder, size
+from surefoot.commands.checkpoints import put_aside, run_folder, size
+from surefoot.commands.outlived import outlived
 from surefoot.errors import UserError
 from surefoot.report.glyphs import printable
-from surefoot.runfolder import numbered
-from surefoot.train.manifest import QUARANTINE, verify
+from surefoot.runfolder import RunFolder, numbered
+from surefoot.train.manifest import Damaged, verify
 
 
 class VerifyOptions(BaseModel):
@@ -25,38 +26,55 @@ def run(argv: list[str]) -> int:
     """Parse, read, print. Status 1 when a checkpoint is not what was written."""
     about = "Read every checkpoint of a run and compare sizes and hashes."
     folder, as_json = run_folder(VerifyOptions, argv, "verify", about)
-    console, found = Console(stderr=True), []
-    paths = list(numbered(folder.checkpoints))
-    for step, path in track(
-        paths, description="reading", console=console, transient=True, disable=not console.is_terminal
-    ):
-        if path.is_dir():  # a run that goes on takes old ones away
-            found.append(_judged(step, path))
-    aside = sorted(path.name for path in (folder.checkpoints / QUARANTINE).glob("step-*"))
-    usable = [one["step"] for one in found if one["fault"] is None]
-    newest = max(usable, default=None)
-    if as_json:
-        print(
-            json.dumps({"resume_from": newest, "checkpoints": found, "put_aside": aside}, ensure_ascii=False)
-        )
-    else:
-        for one in found:
-            said = f"sound, {size(one['bytes'])}" if one["fault"] is None else one["fault"]
-            print(f"step {one['step']:,}: {printable(said)}")
-        for name in aside:
-            print(f"{name}: put aside earlier, damaged")
-        if newest is None:
-            print("there is nothing to go on from")
-        elif (reason := folder.ended()) is not None:
-            print(f"the run {reason}; its last sound checkpoint is of step {newest:,}")
+    with outlived():
+        console, found = Console(stderr=True), []
+        for step, path in track(
+            list(numbered(folder.checkpoints)),
+            description="reading",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            one = _judged(step, path)
+            if one["fault"] is None or path.exists() or path.is_symlink():  # a live run takes old ones away
+                found.append(one)
+        aside = [path.name for path in put_aside(folder)]
+        newest = max((one["step"] for one in found if one["fault"] is None), default=None)
+        sound = not aside and all(one["fault"] is None for one in found)
+        if as_json:
+            said = {"resume_from": newest, "checkpoints": found, "put_aside": aside}
+            print(json.dumps(said, ensure_ascii=False))
         else:
-            print(f"the run goes on from step {newest:,}: give its command again")
-    return 0 if len(usable) == len(found) and not aside else 1
+            _show(folder, found, aside, newest)
+    return 0 if sound else 1
+
+
+def _show(folder: RunFolder, found: list[dict[str, Any]], aside: list[str], newest: int | None) -> None:
+    width = max((len(f"{one['step']:,}") for one in found), default=0)
+    for one in found:
+        said = f"sound, {size(one['bytes'])}" if one["fault"] is None else f"DAMAGED: {one['fault']}"
+        if one["fault"] is not None and not one["damaged"]:
+            said = f"NOT USABLE: {one['fault']}"
+        print(f"step {one['step']:>{width},}  {printable(said)}")
+    for name in aside:
+        print(f"put aside earlier, damaged: {printable(name)}")
+    print()
+    if newest is None:
+        print("There is nothing to go on from.")
+    elif (reason := folder.ended()) is not None:
+        print(f"The run {reason}; its last sound checkpoint is of step {newest:,}.")
+    elif any(one["fault"] is not None and not one["damaged"] and one["step"] > newest for one in found):
+        print(f"The run does not go on until that is mended; the newest sound one is of step {newest:,}.")
+    else:
+        print(f"The run goes on from step {newest:,}: give its command again.")
 
 
 def _judged(step: int, path: Path) -> dict[str, Any]:
+    """What became of one checkpoint. `damaged`: it is not what was written, and is put aside on resuming."""
+    plain = {"step": step, "path": path.name}
     try:
         manifest = verify(path)
     except UserError as error:
-        return {"step": step, "path": path.name, "bytes": None, "loss": None, "fault": str(error)}
-    return {"step": step, "path": path.name, "bytes": manifest.bytes, "loss": manifest.loss, "fault": None}
+        fault = {"bytes": None, "loss": None, "fault": str(error), "damaged": isinstance(error, Damaged)}
+        return {**plain, **fault}
+    return {**plain, "bytes": manifest.bytes, "loss": manifest.loss, "fault": None, "damaged": False}
