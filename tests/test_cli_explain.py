@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,12 @@ def test_an_unfinished_run_and_a_lost_checkpoint(run: Path, surefoot: Surefoot, 
     refused(said, "name its newest checkpoint: stopped/checkpoints/step-00000001")
     (checkpoint / "state.json").write_text("{}", encoding="utf-8")
     refused(surefoot("explain", "--model", checkpoint, *ASK), "run.json does not tell of which run")
+    shutil.copytree(run, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000002"
+    content = bytearray((damaged / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged / "weights.safetensors").write_bytes(content)
+    refused(surefoot("explain", "--model", damaged, *ASK), "weights.safetensors: is damaged: its sha256 is")
 
 
 # LoRA --------------------------------------------------------------------------------------------------------

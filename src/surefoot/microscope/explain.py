@@ -30,6 +30,7 @@ from surefoot.names import TRANSLATED
 from surefoot.regular import text_of
 from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
+from surefoot.train.manifest import verify
 from surefoot.train.optim import Optimizers, build, schedule
 from surefoot.train.progress import counting, working
 from surefoot.train.recompute import checkpoint_layers, decoder_layers
@@ -86,6 +87,7 @@ def explain(question: Question, args: SFTConfig, given: Sequence[str] = ()) -> E
     of_run = (place / "state.json").is_file()
     if of_run:
         args, chosen = _args_of_run(place, args, chosen)
+        verify(place)
     elif (place / "run.json").is_file() and not (place / "model").is_dir():
         newest = checkpoint.newest(place / "checkpoints")
         instead = f"name its newest checkpoint: {newest}" if newest else "it has no checkpoint either"
