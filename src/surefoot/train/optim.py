@@ -230,6 +230,20 @@ def own(part: Optimizer, model: torch.nn.Module) -> Optimizers:
     return Optimizers([part], named)
 
 
+def refuse_told(scheduler: Any) -> None:
+    """Raises UserError for a scheduler that has to be told something at each step."""
+    told = [
+        name
+        for name, parameter in inspect.signature(scheduler.step).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ] if scheduler is not None else []  # fmt: skip
+    if told:
+        raise UserError(
+            f"optimizers: {type(scheduler).__name__}.step() wants {', '.join(told)}; the learning rate of a step "
+            "follows from its number alone, so that a run can go on at any. Use a scheduler whose step() needs nothing"
+        )
+
+
 def _made(cls: type[Optimizer], parameters: Any, **options: Any) -> Optimizer:
     try:
         return cls(parameters, **options)

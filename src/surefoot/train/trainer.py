@@ -34,7 +34,7 @@ from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.identity import identity
 from surefoot.train.interrupt import Interrupted, Stopped, asked_to_stop
 from surefoot.train.manifest import Progress, progress_of
-from surefoot.train.optim import Optimizers, build, own, schedule
+from surefoot.train.optim import Optimizers, build, own, refuse_told, schedule
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
@@ -101,6 +101,7 @@ class SFTTrainer:
         self.callbacks = Callbacks(self.model, self.processing_class, args, callbacks or ())
         self.state = self.callbacks.state
         self._own_optimizer, self._own_scheduler = optimizers
+        refuse_told(self._own_scheduler)
 
     # The loop ------------------------------------------------------------------------------------------
 
@@ -183,8 +184,10 @@ class SFTTrainer:
     def _replay_scheduler(self, steps: int) -> None:
         """A scheduler of the user's own has its state from having been stepped."""
         if self._own_scheduler is not None:
-            for _ in range(1, steps):
-                self._own_scheduler.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch expects the optimizer's steps in between
+                for _ in range(1, steps):
+                    self._own_scheduler.step()
 
     def _set_learning_rate(self, optimizers: Optimizers, step: int, total_steps: int) -> None:
         if self._own_scheduler is None:
