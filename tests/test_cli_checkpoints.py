@@ -72,7 +72,7 @@ def unfinished(run: Path) -> None:
 def test_why_each_is_kept(run: Path, surefoot: Surefoot) -> None:
     found = {one["step"]: one for one in surefoot("checkpoints", "run", "--json").json}
     assert {step: one["kept"] for step, one in found.items()} == {
-        2: "the best so far, the best evaluation",
+        2: "the best evaluation",
         4: "every 1 steps, among the newest 3",
         5: "every 1 steps, in case the newest is damaged",
         6: "the last step, the newest",
@@ -91,7 +91,7 @@ def test_the_table(run: Path, surefoot: Surefoot) -> None:
     assert (said.status, said.err) == (0, "")
     lines = said.out.splitlines()
     assert lines[0].split() == ["step", "loss", "size", "kept", "because"]
-    assert lines[1].split()[0] == "2" and lines[1].endswith("kB  the best so far, the best evaluation")
+    assert lines[1].split()[0] == "2" and lines[1].endswith("kB  the best evaluation")
     assert lines[4].endswith("the last step, the newest")
     assert (
         lines[5] == "" and lines[6].startswith("4 checkpoints, ") and lines[6].endswith("in run/checkpoints")
@@ -102,11 +102,13 @@ def test_the_table(run: Path, surefoot: Surefoot) -> None:
 def test_other_reasons(run: Path, surefoot: Surefoot) -> None:
     """Saved because of a signal; kept because all are."""
     rewrite(checkpoint(run, 6), because="the run was asked to stop")
+    rewrite(checkpoint(run, 5), because="the best so far")
     config = json.loads((run / "run.json").read_text())
     config["config"]["save_total_limit"] = None
     (run / "run.json").write_text(json.dumps(config))
     kept = {one["step"]: one["kept"] for one in surefoot("checkpoints", "run", "--json").json}
     assert kept[6] == "the run was asked to stop, the newest"
+    assert kept[5] == "the best until then, in case the newest is damaged"
     assert kept[4] == "every 1 steps, all are kept"
     (run / "run.json").unlink()  # why, is then not known in full; what there is, is
     assert [one["step"] for one in surefoot("checkpoints", "run", "--json").json] == [2, 4, 5, 6]

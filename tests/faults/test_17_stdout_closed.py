@@ -16,7 +16,7 @@ from tests.faults.conftest import Recipe
 from tests.faults.disturbed import same, train
 
 BEGIN = f"exec {sys.executable} -m surefoot train "
-SHELL = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": "src"}
+SHELL = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PATCHES = "tests.faults.patches_pipes"
 
 

@@ -116,7 +116,10 @@ def listed(folder: RunFolder) -> list[Listed]:
             if path.exists() or path.is_symlink():
                 found.append(Listed(step, path.name, None, bytes_of(path), str(error), usable=False))
             continue
-        why = ", ".join([manifest.because, *_reasons(step, steps, best, limit)])
+        because = manifest.because
+        if because == "the best so far" and best is not None:  # that was said at its time
+            because = "" if step == best else "the best until then"
+        why = ", ".join(filter(None, [because, *_reasons(step, steps, best, limit)]))
         found.append(Listed(step, path.name, manifest.loss, manifest.bytes, why, usable=True))
     for path in put_aside(folder):
         digits = path.name.split("-")[1]
