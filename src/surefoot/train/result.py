@@ -28,7 +28,10 @@ def save_result(run: RunFolder, write: Callable[[Path], None], say: Callable[[st
             write(partial)
             _commit(partial, run.model)
             return
-        except (OSError, SafetensorError) as error:
+        except Exception as error:
+            # The tokenizers library has no type for a full disk: it raises Exception itself.
+            if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
+                raise
             shutil.rmtree(partial, ignore_errors=True)
             reason = f"the model could not be saved in {run.model}: {error}"
         if pause is None:
@@ -56,7 +59,12 @@ def _commit(partial: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if final.is_dir():
         final.rename(old)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:
+        with suppress(OSError):
+            old.rename(final)
+        raise
     sync_folder(final.parent)
     with suppress(OSError):
         if old.is_dir():

@@ -134,6 +134,8 @@ class Saver:
 
         Raises StoppedError when it still cannot; what was committed before is intact.
         """
+        for event in self.finish():  # of the save before: what is said of this one is said apart
+            emit(event)
         said = ""
         for pause in (*WAITS, None):
             snapshot = make()

@@ -1,0 +1,45 @@
+"""A small disk of a test's own, and a way to fill it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PAGE_BYTES = 4096
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of 8 MB. The test is skipped, with the reason, where none can be mounted."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no small disk to fill: {error}")
+    if done.returncode:
+        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path, leave: int = 0) -> None:
+    """Fill it with a file `ballast`, but for some bytes (in whole pages)."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(PAGE_BYTES))
+        except OSError:
+            pass
+        file.truncate(max(0, file.tell() // PAGE_BYTES - leave // PAGE_BYTES) * PAGE_BYTES)
+
+
+def unfill(disk: Path) -> None:
+    (disk / "ballast").unlink(missing_ok=True)
