@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "surefoot"
 
 ORDER = [
     ["errors"],
-    ["names", "regular"],
+    ["names", "regular", "credentials"],
     ["validation"],
     ["config"],
     ["recipes"],

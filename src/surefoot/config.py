@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from surefoot.credentials import without_credentials
 from surefoot.errors import UserError, nearest
 from surefoot.names import REFUSED, SUPERSEDED, is_off, translate
 from surefoot.validation import explain
@@ -303,7 +304,7 @@ class SFTConfig(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values; Hugging Face's reporters ask for it under this name."""
-        return self.model_dump(mode="json")
+        return without_credentials(self.model_dump(mode="json"))
 
     def to_sanitized_dict(self) -> dict[str, Any]:
         """Options as numbers and strings only, as TensorBoard's table of hyperparameters takes them."""

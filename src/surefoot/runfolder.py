@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from surefoot.credentials import without_credentials
 from surefoot.errors import UserError
 from surefoot.events import Event
 from surefoot.regular import open_regular, text_of
@@ -186,7 +187,7 @@ class RunFolder:
         """Write run.json, whole or not at all, also through a power failure."""
         partial = self.config_file.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps(without_credentials(content), indent=2, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.config_file)
