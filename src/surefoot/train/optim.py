@@ -240,7 +240,7 @@ def refuse_told(scheduler: Any) -> None:
     if told:
         raise UserError(
             f"optimizers: {type(scheduler).__name__}.step() wants {', '.join(told)}; the learning rate of a step "
-            "follows from its number alone, so that a run can go on at any. Use a scheduler whose step() needs nothing"
+            "follows from its number alone, so that a run can go on at any. Use one whose step() needs nothing"
         )
 
 
