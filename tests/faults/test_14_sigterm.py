@@ -15,7 +15,13 @@ from tests.faults.conftest import Recipe
 from tests.faults.disturbed import LAST, same, steps_left, train
 
 PATCHES = "tests.faults.patches_signals"
-JUDGED = {"eval_strategy": "steps", "eval_steps": 3, "eval_exact_match": True, "max_new_tokens": 4}
+JUDGED = {
+    "micro_batch_tokens": 40,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "eval_exact_match": True,
+    "max_new_tokens": 4,
+}
 
 
 def stopped(run: Path, status: int, child: Any) -> int:
