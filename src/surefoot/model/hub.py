@@ -14,7 +14,6 @@ from surefoot.model.folder import (
     INDEX,
     SINGLE,
     base_name,
-    check_files,
     check_model,
     read_json,
 )
@@ -33,15 +32,13 @@ def snapshot(name: str, revision: str | None, *, weights: bool, code: bool) -> P
     try:
         small = [*SMALL, *(["*.py"] if code else [])]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=small))
-        if weights:
-            snapshot_download(name, revision=folder.name, allow_patterns=_weights(folder))
+        if weights and (missing := _missing(name, folder)):
+            snapshot_download(name, revision=folder.name, allow_patterns=missing)
     except UserError:
         raise
     except Exception as error:  # of the network, of the hub, of the file system: they have no base in common
         raise UserError(_not_to_be_had(name, error)) from error
-    if not weights:
-        return folder
-    if not list(folder.glob("*.safetensors")):
+    if weights and not (folder / INDEX).is_file() and not list(folder.glob("*.safetensors")):
         raise UserError(
             f"{name}: no *.safetensors of it are to be had. Weights as a pickle can run code when read, so "
             "surefoot never does. Convert them once, where you trust them: "
@@ -50,21 +47,33 @@ def snapshot(name: str, revision: str | None, *, weights: bool, code: bool) -> P
     return folder
 
 
-def _weights(folder: Path) -> list[str]:
-    """Names of the files that hold the weights, whichever of them there are."""
-    check_files(folder)
-    named: list[str] = []
-    if (folder / INDEX).is_file():
-        where = read_json(folder / INDEX).get("weight_map")
-        named = sorted({base_name(file, folder / INDEX) for file in (where or {}).values()})
-    return [SINGLE, ADAPTER_WEIGHTS, *(file for file in named if file.endswith(".safetensors"))]
+def _missing(name: str, folder: Path) -> list[str]:
+    """Names of the files that hold the weights and are not there yet."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            where = read_json(index).get("weight_map")
+            named = {base_name(file, index) for file in (where if isinstance(where, dict) else {}).values()}
+        except UserError as error:
+            raise UserError(f"{error}.{copies(name, but=folder)}") from error
+        return sorted(
+            file for file in named if file.endswith(".safetensors") and not (folder / file).exists()
+        )
+    single = [SINGLE, ADAPTER_WEIGHTS]
+    return [] if any((folder / name).exists() for name in single) else single
 
 
 def _not_to_be_had(name: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    copies = whole_copies(name)
-    there = f" A whole copy of it is in the cache: {copies[-1]}." if copies else ""
-    return f"{name}: neither a folder or .gguf file here, nor to be had from the hub ({reason}).{there}"
+    return (
+        f"{name}: neither a folder or .gguf file here, nor to be had from the hub ({reason}).{copies(name)}"
+    )
+
+
+def copies(name: str, but: Path | None = None) -> str:
+    """Where else in the hub's cache the model is whole, as a sentence; empty when it is nowhere."""
+    whole = [path for path in whole_copies(name) if path != but]
+    return f" A whole copy of it is in the cache: {whole[-1]}." if whole else ""
 
 
 def whole_copies(name: str) -> list[Path]:

@@ -34,7 +34,7 @@ from surefoot.model.adapter_folder import check_adapter
 from surefoot.model.claims import check_size
 from surefoot.model.folder import ADAPTER, CONFIG, check_config, check_files, check_model, check_tokenizer
 from surefoot.model.gguf_header import alone, check_gguf
-from surefoot.model.hub import snapshot
+from surefoot.model.hub import copies, snapshot
 from surefoot.model.network import embedding_rows, unwrapped
 from surefoot.regular import text_of
 
@@ -72,26 +72,34 @@ def load(
     place = locate(name)
     if place.suffix == ".gguf":
         return _load_gguf(place, name, {"dtype": dtype or "auto"})
-    place = _folder(place, revision, weights=True, trust_remote_code=trust_remote_code)
-    if (place / ADAPTER).is_file():
-        return _load_adapter(place, name, dtype, trust_remote_code)
-    weights = check_model(place, trust_remote_code=trust_remote_code)
+    folder = _folder(place, revision, weights=True, trust_remote_code=trust_remote_code)
+    try:
+        if (folder / ADAPTER).is_file():
+            return _load_adapter(folder, name, dtype, trust_remote_code)
+        return _load_folder(folder, name, dtype, trust_remote_code)
+    except UserError as error:
+        if folder == place or not (others := copies(str(place), but=folder)):
+            raise
+        raise UserError(f"{error}.{others}") from error
+
+
+def _load_folder(folder: Path, name: str, dtype: torch.dtype | None, trust_remote_code: bool) -> Loaded:
+    weights = check_model(folder, trust_remote_code=trust_remote_code)
     try:
         if not trust_remote_code:  # else the folder's own code decides what is built
-            check_size(
-                AutoConfig.from_pretrained(str(place), trust_remote_code=False), weights.elements, name
-            )
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+            check_size(config, weights.elements, name)
         model = AutoModelForCausalLM.from_pretrained(
-            str(place), use_safetensors=True, dtype=dtype or "auto", trust_remote_code=trust_remote_code
+            str(folder), use_safetensors=True, dtype=dtype or "auto", trust_remote_code=trust_remote_code
         )
-        tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"{name}: this folder is not a causal language model that can be read: {_first_line(error)}"
         ) from error
-    if not locate(name).is_dir():  # of the hub: an adapter's folder says so, for others to find its base
+    if folder != locate(name):  # of the hub: an adapter's folder says so, for others to find its base
         model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = name
     return Loaded(model, tokenizer, name)
 
