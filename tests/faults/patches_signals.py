@@ -127,14 +127,14 @@ def wait_in_save(step: int) -> None:
     Snapshot.files = slow  # type: ignore[method-assign]
 
 
-def never_done_save(step: int) -> None:
+def never_done_save(step: int, says: str = "waiting") -> None:
     """The disk does not come back from a sync in the save of a step."""
     note_what_is_heard()
     sync, name = Storage.sync, f"step-{step:08d}"
 
     def stuck(self: Any, handle: int) -> None:
         if name in str(Path(f"/proc/self/fd/{handle}").readlink()):
-            Path("waiting").touch()
+            Path(says).touch()
             time.sleep(PATIENCE)
         sync(self, handle)
 
@@ -168,6 +168,12 @@ def wait_in_loading() -> None:
         return prepare(*args)
 
     trainer.prepare_model = slow
+
+
+def never_done_save_and_wait_in_step(save: int, step: int) -> None:
+    """The disk does not come back in a save of the background, and the test waits in a later step."""
+    never_done_save(save, "stuck")
+    wait_in_step(step)
 
 
 def killed_after(step: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from surefoot.train.manifest import verify
-from tests.faults.children import Child, Zygote, last_step
+from tests.faults.children import Child, Zygote, events, last_step
 from tests.faults.conftest import Recipe
 from tests.faults.disturbed import LAST, same, steps_left, train
 from tests.faults.test_14_sigterm import PATCHES, stopped
@@ -72,11 +72,32 @@ def test_twice_while_the_disk_does_not_answer(
     assert time.monotonic() - began < 30  # the disk takes 60 s
     assert "surefoot: interrupted" in child.err and "Traceback" not in child.err
     assert steps_left(run)[-1] == step - 3
+    assert step not in [event["step"] for event in events(run) if event["type"] == "checkpoint"]
     for number in steps_left(run):
         verify(run / "checkpoints" / f"step-{number:08d}")
     again = zygote.run(argv, tmp_path)
     assert again.wait() == 0, again.err
     assert not list((run / "checkpoints").glob(".step-*"))
+    same(run, tmp_path / "whole")
+
+
+def test_twice_in_a_step_while_the_disk_does_not_answer(
+    zygote: Zygote, recipe: Recipe, tmp_path: Path
+) -> None:
+    """A save in the background is not waited for either, and nothing says that it was done."""
+    train(zygote, recipe, tmp_path, "whole")
+    run, argv = tmp_path / "run", ["train", recipe()]
+    patch = f"{PATCHES}:never_done_save_and_wait_in_step"
+    child = zygote.start(argv, tmp_path, patch=patch, patch_args={"save": 6, "step": 8})
+    child.until((tmp_path / "stuck").exists)
+    began = time.monotonic()
+    twice(child, tmp_path)
+    assert child.wait() == 130, child.err
+    assert time.monotonic() - began < 30  # the disk takes 60 s
+    told = [event["step"] for event in events(run) if event["type"] == "checkpoint"]
+    assert told == steps_left(run) == [3]
+    again = zygote.run(argv, tmp_path)
+    assert again.wait() == 0, again.err
     same(run, tmp_path / "whole")
 
 

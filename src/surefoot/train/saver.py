@@ -192,6 +192,8 @@ class Saver:
 
     def news(self) -> list[Event]:
         """What has become of the save on its way, if that is known, and was not told."""
+        if self._given_up:  # nobody waited for it, and a join that was interrupted takes its thread for ended
+            return []
         return list(self._news()) if self._thread is None or not self._thread.is_alive() else []
 
     def finish(self) -> list[Event]:
