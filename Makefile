@@ -1,5 +1,6 @@
 # make demo   set everything up and fine-tune the embedded model on the fifty state capitals
 # make test   set everything up and run the tests
+# make soak   kill runs a thousand times, and see that each ends with the bits of one that was not (minutes)
 # make check  lint and types
 # make lock   resolve the dependencies again (needs uv)
 
@@ -9,13 +10,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := --no-deps --require-hashes -r
 
-.PHONY: demo test check lock clean
+.PHONY: demo test soak check lock clean
 
 demo: $(VENV)/main.done
 	$(BIN)/python examples/capitals/demo.py
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 2
+
+soak: $(VENV)/dev.done
+	$(BIN)/python -m tests.faults.soak --kills 1000
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check
