@@ -1,6 +1,7 @@
 # make demo   set everything up and fine-tune the embedded model on the fifty state capitals
 # make test   set everything up and run the tests
 # make soak   kill runs a thousand times, and see that each ends with the bits of one that was not (minutes)
+# make fuzz   feed what reads hostile files with anything at all, two minutes each (needs atheris)
 # make check  lint and types
 # make lock   resolve the dependencies again (needs uv)
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := --no-deps --require-hashes -r
 
-.PHONY: demo test soak check lock clean
+.PHONY: demo test soak fuzz check lock clean
 
 demo: $(VENV)/main.done
 	$(BIN)/python examples/capitals/demo.py
@@ -20,6 +21,9 @@ test: $(VENV)/dev.done
 
 soak: $(VENV)/dev.done
 	$(BIN)/python -m tests.faults.soak --kills 1000
+
+fuzz: $(VENV)/dev.done
+	$(BIN)/python -m tests.fuzz --seconds 120
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check
