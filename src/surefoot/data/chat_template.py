@@ -84,14 +84,13 @@ def render(
             )
     try:
         template = compiled(tokenizer.get_chat_template(tools=tools))  # type: ignore[arg-type]
-        chat = _plain([{k: v for k, v in message.items() if v is not None} for message in messages])
         return template.render(
             {
                 "documents": None,
                 **tokenizer.special_tokens_map,
-                **_plain(variables),
-                "messages": [_aliased(message) for message in chat],
-                "tools": _plain(tools),
+                **(_plain(variables) if variables else {}),
+                "messages": [_message(message) for message in messages],
+                "tools": None if tools is None else _plain(tools),
                 "add_generation_prompt": add_generation_prompt,
             }
         )
@@ -113,12 +112,17 @@ def _short(error: Exception) -> str:
     return text if len(text) <= SAID else f"{text[:SAID]}…"
 
 
-def _aliased(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its reasoning under the names that templates know."""
-    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of what the message says, its reasoning under the names that templates know."""
+    found = {
+        key if type(key) is str else _plain(key): value if type(value) is str else _plain(value)
+        for key, value in message.items()
+        if value is not None
+    }
+    for name in REASONING:
+        if name in found:
+            return {"thinking": found[name], **found, "reasoning_content": found[name]}
+    return found
 
 
 def _plain(value: Any) -> Any:

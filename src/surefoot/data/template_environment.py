@@ -43,6 +43,7 @@ from surefoot.data.template_operations import (
 _SLOW_TESTS = ("in", "lower", "upper", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan")
 _SLOW_TESTS += ("ge", ">=", "<", "lt", "lessthan", "<=", "le")
 _OF_DICT = frozenset(dir(dict))
+_TEXT = {str}
 _SMALL = 1 << 62
 
 
@@ -79,8 +80,8 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def added(self, parts: tuple[Any, ...]) -> Any:
         """`a + b + c`."""
-        if all(type(part) is str for part in parts):
-            return self.concat(parts)
+        if {*map(type, parts)} == _TEXT:
+            return self.concat(parts) if sum(map(len, parts)) > LONG else "".join(parts)
         return reduce(partial(binary, self.meter, "+"), parts)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805

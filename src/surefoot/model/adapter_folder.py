@@ -35,7 +35,10 @@ def check_adapter(folder: Path) -> tuple[dict[str, Any], str]:
             raise UserError(f"{path}: {name} names another file, which is not read; take it out")
     start = content.get("init_lora_weights")
     if not (start in STARTS or (isinstance(start, str) and re.fullmatch(r"pissa(_niter_\d{1,3})?", start))):
-        raise UserError(f"{path}: init_lora_weights is {str(start)[:80]!r}, which has PEFT read other files")
+        raise UserError(
+            f"{path}: init_lora_weights is {str(start)[:80]!r}, which has PEFT read other files or compute anew "
+            "what the adapter holds. Write true there"
+        )
     if content.get("megatron_config") or content.get("megatron_core") not in (None, "megatron.core"):
         raise UserError(
             f"{path}: megatron_core names a module to import, and none is imported for an adapter"

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from surefoot.errors import UserError
 
-SPARE = 1 << 22
-"""Numbers that a model may have beyond its weights: buffers, and what is new in it."""
+SPARE = 1 << 26
+"""Numbers that a model may have beyond its weights: tables of masks and positions, and what is new in it."""
 TIMES = 2
 """A model may have so many times the numbers of its weight files, where some are not stored: tied ones."""
 PACKED = 16
@@ -30,9 +30,7 @@ def check_size(config: Any, elements: int, where: str) -> None:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(
-            f"{where}: this is not a causal language model that can be built: {reason}"
-        ) from None
+        raise UserError(f"{where}: this is not a causal language model that can be built: {reason}") from None
     asked = sum(part.numel() for part in (*model.parameters(), *model.buffers()))
     if asked > most:
         raise UserError(
