@@ -91,7 +91,8 @@ class At(TrainerCallback):
 
 
 def told(one: SFTTrainer) -> list[dict[str, Any]]:
-    """The events, without those of slides and without what is read off a clock or the process."""
+    """The events, without those of slides and without what is read off a clock or the process; what was saved in the
+    background, last: when that is known is the clock's affair too."""
     found = []
     for event in one.run.events():
         if event["type"] == "slide" or (event["type"], event.get("kind")) == ("alert", "slide"):
@@ -104,7 +105,7 @@ def told(one: SFTTrainer) -> list[dict[str, Any]]:
                 if key not in clock and not key.endswith(("_seconds", "_per_second"))
             }
         )
-    return found
+    return sorted(found, key=lambda event: event["type"] == "checkpoint")
 
 
 def ran(one: SFTTrainer, **resume: Any) -> dict[str, Any]:
