@@ -91,8 +91,8 @@ class At(TrainerCallback):
 
 
 def told(one: SFTTrainer) -> list[dict[str, Any]]:
-    """The events, without those of slides and without what is read off a clock or the process; what was saved in the
-    background, last: when that is known is the clock's affair too."""
+    """The events, without those of slides and without what is read off a clock or the process; what was saved
+    in the background, last: when that is known is the clock's affair too."""
     found = []
     for event in one.run.events():
         if event["type"] == "slide" or (event["type"], event.get("kind")) == ("alert", "slide"):
