@@ -17,4 +17,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class StoppedError(RuntimeError):
-    """A run cannot go on, by no fault of what the user gave. The message says why and what is left; no traceback."""
+    """A run cannot go on, by no fault of what the user gave. The message says why, and what is left."""

@@ -124,7 +124,7 @@ class SampleEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvent(Event):
-    """A checkpoint is committed. The record comes when that is known, so it may stand among those of later steps."""
+    """A checkpoint is committed. The record comes when that is known: it may stand among those of later steps."""
 
     type: ClassVar[str] = "checkpoint"
     path: str

@@ -13,7 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-HOW = "fuzzing needs atheris, which is not in requirements/dev.txt: pip install atheris (wheels for Linux only)"
+HOW = (
+    "fuzzing needs atheris, which is not in requirements/dev.txt: pip install atheris (wheels for Linux only)"
+)
 
 
 def main() -> int:

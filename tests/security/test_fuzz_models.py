@@ -3,7 +3,6 @@
 The targets are those of tests/fuzz, which goes on for as long as it is given; here each is fed for a few seconds.
 """
 
-
 from __future__ import annotations
 
 from hypothesis import HealthCheck, given, settings

@@ -87,7 +87,9 @@ class ProgressBar:
         elif isinstance(event, SlideEvent):
             self._say(event, f"opened, {event.because}, in {event.open_seconds:.0f} s. {event.headline}")
         elif isinstance(event, CheckpointEvent):
-            times = f"stood still for {event.stall_seconds:.2f} s, committed after {event.commit_seconds:.1f} s"
+            times = (
+                f"stood still for {event.stall_seconds:.2f} s, committed after {event.commit_seconds:.1f} s"
+            )
             self._say(event, f"saved {event.path} ({event.because}): {times}")
         elif isinstance(event, AlertEvent):
             self._say(event, f"note: {event.message}")
