@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -142,9 +143,9 @@ class Between:
                 self.judge.evaluate(self.progress)
             self.watch()
 
-    def after(self, step: int, found: Losses, change: Change, seconds: float) -> None:
-        """All that follows an update; `seconds` is what it took."""
-        seconds -= self.microscope.seconds
+    def after(self, step: int, found: Losses, change: Change, started: float) -> None:
+        """All that follows an update; `started`: when its step began, by `time.perf_counter`."""
+        seconds = time.perf_counter() - started - self.microscope.seconds
         args, state = self.args, self.callbacks.state
         self.progress.step = step + 1
         self.progress.num_tokens += found.tokens

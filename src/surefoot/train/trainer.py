@@ -112,9 +112,8 @@ class SFTTrainer:
         NotFinite before an update that would destroy the weights.
         """
         data, sampler, optimizers, total_steps = self._prepare()
-        resume = (
-            self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        )
+        said = resume_from_checkpoint
+        resume = self.args.resume_from_checkpoint if said is None else said
         with self.run.locked():
             between = self._begin(resume, data, optimizers, sampler, total_steps)
             first, run_started = self.progress.step, time.perf_counter()
@@ -131,9 +130,7 @@ class SFTTrainer:
                         if found is None:  # asked to stop in the middle of it
                             break
                         change = self._update(between, examples, step)
-                        between.after(
-                            step, found, change, time.perf_counter() - started
-                        )  # log, evaluate, save
+                        between.after(step, found, change, started)  # log, evaluate, save
                 seconds = time.perf_counter() - run_started
                 if stop.signal is None:
                     between.keeping.last()
