@@ -242,21 +242,24 @@ def test_records_of_the_wrong_shape_do_not_stop_the_page(tmp_path: Path) -> None
     assert any("worst rows" in problem for problem in found["problems"])
 
 
-def test_what_was_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
-    records = [
-        ("start", 0, False),
-        ("step", 1, 0),
-        ("step", 2, 0),
-        ("step", 3, 0),
-        ("start", 1, True),
-        ("step", 2, 0),
-    ]
-    lines = [
-        json.dumps({"type": kind, "step": step, "resumed": bool(again), "loss": i})
-        for i, (kind, step, again) in enumerate(records)
-    ]
+def test_where_a_run_went_on_is_told_by_run_json(tmp_path: Path) -> None:
+    records = [("start", 0), ("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("end", 3)]
+    lines = [json.dumps({"type": kind, "step": step}) for kind, step in records]
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert [(event["step"], event["loss"]) for event in read_run(tmp_path).of("step")] == [(1, 1), (2, 5)]
+    odd = [{"step": "x"}, {"step": -1}, 7]
+    resumed = {"resumed": [{"step": 2, "time": 1.0, "notes": ["goes on after step 2"]}, *odd]}
+    (tmp_path / "run.json").write_text(json.dumps(resumed), encoding="utf-8")
+    run = read_run(tmp_path)
+    assert [(event["type"], event["step"]) for event in run.events] == [
+        *records[:4],
+        ("start", 2),
+        *records[4:],
+    ]
+    assert run.of("start")[1]["notes"] == ["goes on after step 2"]
+    ticks = data_of(render([], run))["run"]["events"]
+    assert "resumed\ngoes on after step 2" in [tick["text"] for tick in ticks]
+    (tmp_path / "run.json").write_text('{"resumed": 3}', encoding="utf-8")
+    assert len(read_run(tmp_path).events) == len(records)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

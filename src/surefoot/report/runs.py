@@ -33,7 +33,7 @@ class Run:
     config: dict[str, Any]
     """run.json; empty where it is missing or half written."""
     events: list[dict[str, Any]]
-    """The records in order; of steps that were done again after a resume, the later ones."""
+    """The records in order, and a `start` where the run went on after a stop."""
     slides: list[Path]
     """Folders of the slides, by step."""
     problems: list[str]
@@ -63,7 +63,7 @@ def read_run(folder: str | Path) -> Run:
         )
     problems: list[str] = []
     config = _read_config(folder / "run.json", problems)
-    events = _without_repeats(_read_events(folder / "events.jsonl", problems))
+    events = _with_resumed(_read_events(folder / "events.jsonl", problems), config)
     slides = sorted(path.parent for path in folder.glob("slides/step-*/slide.json"))
     return Run(folder, config, events, slides, problems)
 
@@ -136,11 +136,11 @@ def _is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
-def _without_repeats(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A resumed run begins again after its checkpoint: what an earlier attempt recorded beyond that is dropped."""
-    kept: list[dict[str, Any]] = []
-    for event in events:
-        if event["type"] == "start" and event.get("resumed"):
-            kept = [old for old in kept if old["step"] <= event["step"]]
-        kept.append(event)
-    return kept
+def _with_resumed(events: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records, and where the run went on: events.jsonl is as if nothing had happened, run.json tells."""
+    told = config.get("resumed")
+    for entry in told if isinstance(told, list) else []:
+        if isinstance(entry, dict) and _is_step(step := entry.get("step")):
+            place = next((i for i, event in enumerate(events) if event["step"] > step), len(events))
+            events.insert(place, {"type": "start", **entry, "resumed": True})
+    return events
