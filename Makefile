@@ -17,7 +17,7 @@ demo: $(VENV)/main.done
 	$(BIN)/python examples/capitals/demo.py
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: $(VENV)/dev.done
 	$(BIN)/python -m tests.faults.soak --kills 1000

@@ -125,7 +125,8 @@ def test_changed_and_lost_data_are_said(run: Path, surefoot: Surefoot) -> None:
     data.unlink()
     found = surefoot("worst", run)
     assert found.status == 0
-    assert "rows.jsonl is not here, so its rows' text is not shown" in " ".join(found.out.split())
+    note = "rows.jsonl is not here, so its rows' text is not shown"
+    assert note.replace(" ", "") in "".join(found.out.split())  # a long path is folded anywhere
     assert ":2" in found.out
 
 
