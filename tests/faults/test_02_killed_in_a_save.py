@@ -97,7 +97,8 @@ def test_at_every_operation_of_a_save(killed: Killed, tmp_path: Path) -> None:
 def test_while_the_events_are_cut(killed: Killed, syncs: int, after: bool) -> None:
     """Before and after what is cut off is safe elsewhere, and before and after it is cut off for good."""
     run = killed.copy("cut")
-    assert [event["step"] for event in events(run) if event["type"] == "step"] == [1, 2, 3]
+    # The save it was killed in runs beside the training, which may have been a step further by then.
+    assert [event["step"] for event in events(run) if event["type"] == "step"][:3] == [1, 2, 3]
     assert killed.train(run, "in_go_back", syncs=syncs, after=after) == -9
     # Killed in it twice.
     assert killed.train(run, "in_go_back", syncs=1, after=False) == -9
