@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "surefoot"
 
 ORDER = [
     ["errors"],
-    ["names", "regular", "credentials"],
+    ["names", "regular", "credentials", "durable"],
     ["validation"],
     ["config"],
     ["recipes"],

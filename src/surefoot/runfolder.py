@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.credentials import without_credentials
+from surefoot.durable import sync_file, sync_folder
 from surefoot.errors import UserError
 from surefoot.events import Event
 from surefoot.regular import open_regular, text_of
@@ -291,21 +292,7 @@ class RunFolder:
 
     def sync_events(self) -> None:
         """Make the events so far survive a power failure. Raises OSError."""
-        handle = os.open(self.events_file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power failure, where the system can."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_file(self.events_file)
 
 
 def numbered(folder: Path) -> Iterator[tuple[int, Path]]:

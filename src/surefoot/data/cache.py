@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from surefoot.data.ledger import Ledger
 from surefoot.data.rows import Example
 from surefoot.data.store import FILES, Stored, Writer, open_stored
+from surefoot.durable import sync_folder
 
 if TYPE_CHECKING:
     from surefoot.data.render import Renderer
@@ -171,16 +172,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         json.dump(content, file)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync_folder(path.parent)
 
 
 def _commit(partial: Path, folder: Path) -> None:
@@ -195,7 +187,7 @@ def _commit(partial: Path, folder: Path) -> None:
             folder.rename(aside / "damaged")
         shutil.rmtree(aside, ignore_errors=True)
         partial.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _tidy(cache: Path, newest: str) -> None:

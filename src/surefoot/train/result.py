@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from surefoot.durable import sync_file, sync_folder
 from surefoot.errors import StoppedError
-from surefoot.runfolder import RunFolder, sync_folder
+from surefoot.runfolder import RunFolder
 from surefoot.train.saver import WAITS
 
 
@@ -47,11 +47,7 @@ def save_result(run: RunFolder, write: Callable[[Path], None], say: Callable[[st
 def _commit(partial: Path, final: Path) -> None:
     for path in partial.rglob("*"):
         if path.is_file():
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync_file(path)
         elif path.is_dir():
             sync_folder(path)
     sync_folder(partial)

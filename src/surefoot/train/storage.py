@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from surefoot.runfolder import sync_folder
+from surefoot.durable import sync_folder
 
 
 class Storage:
