@@ -15,10 +15,8 @@ from rich.text import Text
 from surefoot.commands.options import parse, plainly_said
 from surefoot.errors import UserError
 from surefoot.regular import text_of
+from surefoot.runfolder import MOST_CONFIG
 from surefoot.validation import checked
-
-MOST_CONFIG = 1 << 26
-"""Bytes of a run.json."""
 
 
 class CompareOptions(BaseModel):

@@ -28,6 +28,7 @@ from surefoot.microscope.slide import Opened
 from surefoot.model.network import Network
 from surefoot.names import TRANSLATED
 from surefoot.regular import text_of
+from surefoot.runfolder import MOST_CONFIG
 from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
 from surefoot.train.manifest import verify
@@ -37,8 +38,6 @@ from surefoot.train.recompute import checkpoint_layers, decoder_layers
 from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare_network
 from surefoot.train.step import seed_of
 
-MOST_CONFIG = 1 << 26
-"""Bytes of a run.json."""
 TRUST = ("trust_remote_code",)
 """Options that a run's folder cannot give: whoever opens it does."""
 

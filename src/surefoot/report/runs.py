@@ -15,10 +15,8 @@ from typing import IO, Any
 from surefoot.errors import UserError
 from surefoot.microscope.slide import Opened
 from surefoot.regular import open_regular, text_of
+from surefoot.runfolder import MOST_CONFIG, MOST_RECORD
 
-MOST_CONFIG = 1 << 26
-MOST_LINE = 1 << 26
-"""Bytes of a record: a step's has 60 for each of its examples."""
 MOST_EVENTS = 1 << 31
 """Bytes of all records."""
 MOST_PROBLEMS = 100
@@ -120,9 +118,9 @@ def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 def _lines(file: IO[bytes], problems: list[str]) -> Iterator[bytes]:
     """Whole lines, up to one that is too long or the most that is read of a run."""
     total = 0
-    while line := file.readline(MOST_LINE + 1):
+    while line := file.readline(MOST_RECORD + 1):
         total += len(line)
-        if len(line) > MOST_LINE or total > MOST_EVENTS:
+        if len(line) > MOST_RECORD or total > MOST_EVENTS:
             problems.append("events.jsonl is larger than a run's can be; the rest is left out")
             return
         if not line.endswith(b"\n"):
