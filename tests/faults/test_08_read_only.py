@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,10 @@ import pytest
 from tests.faults.children import Zygote
 from tests.faults.conftest import Recipe
 from tests.faults.disturbed import refused
+from tests.faults.full import mounted
 
 NO_MODEL = ("--model_name_or_path", "no/such-model-anywhere")
 FIX = "Name another folder"
-
-
-@contextmanager
-def mounted(place: Path, options: str) -> Iterator[Path]:
-    """A file system in memory at `place`. Skips the test where mounting is not allowed."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except OSError as error:
-        pytest.skip(f"mount cannot be run here: {error}")
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True, timeout=30)
 
 
 def early(zygote: Zygote, recipe: Recipe, run: Path, folder: Path, *words: str, **more: Any) -> None:
