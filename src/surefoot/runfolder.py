@@ -185,14 +185,20 @@ class RunFolder:
             raise UserError(self._not_writable(error)) from None
 
     def write_config(self, content: dict[str, Any]) -> None:
-        """Write run.json, whole or not at all, also through a power failure."""
+        """Write run.json, whole or not at all, also through a power failure. Raises UserError when it cannot be."""
         partial = self.config_file.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(without_credentials(content), indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.config_file)
-        sync_folder(self.path)
+        text = json.dumps(without_credentials(content), indent=2, ensure_ascii=False) + "\n"
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.config_file)
+            sync_folder(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise UserError(self._not_writable(error)) from None
 
     def config(self) -> dict[str, Any]:
         """What run.json says. Raises UserError when it cannot be read."""
@@ -262,7 +268,8 @@ class RunFolder:
         """Make the folder what it was when the checkpoint of `step` was saved: the first bytes of the events (the
         rest goes to events.discarded.jsonl), and the slides of the steps so far.
 
-        Raises UserError when there are later checkpoints: they, too, would be of another run.
+        Raises UserError when there are later checkpoints: they, too, would be of another run; and when the folder
+        cannot be written.
         """
         if any(of > step for of, _ in numbered(self.checkpoints)):
             raise UserError(
@@ -274,11 +281,25 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
         if not self.events_file.is_file():
             return
-        with self.events_file.open("r+b") as events, self.discarded_file.open("ab") as discarded:
+        try:
+            self._discard(events_size)
+        except OSError as error:
+            raise UserError(self._not_writable(error)) from None
+
+    def _discard(self, events_size: int) -> None:
+        """Move what the events hold after their first bytes. Raises OSError."""
+        before = self.discarded_file.stat().st_size if self.discarded_file.exists() else 0
+        with self.events_file.open("r+b") as events:
             events.seek(events_size)
-            shutil.copyfileobj(events, discarded)
-            discarded.flush()
-            os.fsync(discarded.fileno())
+            try:
+                with self.discarded_file.open("ab") as discarded:
+                    shutil.copyfileobj(events, discarded)
+                    discarded.flush()
+                    os.fsync(discarded.fileno())
+            except OSError:
+                with suppress(OSError):  # each attempt would fill the disk further
+                    os.truncate(self.discarded_file, before)
+                raise
             if events_size < os.fstat(events.fileno()).st_size:
                 events.truncate(events_size)
                 os.fsync(events.fileno())

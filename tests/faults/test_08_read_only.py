@@ -3,21 +3,27 @@ that is too small. It is said before anything is read that takes long, with the 
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from surefoot.errors import UserError
+from surefoot.runfolder import RunFolder
 from tests.faults.children import Zygote
 from tests.faults.conftest import Recipe
 from tests.faults.disturbed import refused
-from tests.faults.full import mounted
+from tests.faults.full import PAGE_BYTES, fill, mounted, small_disk, unfill
 
 NO_MODEL = ("--model_name_or_path", "no/such-model-anywhere")
 FIX = "Name another folder"
+Breaks = Callable[[RunFolder, pytest.MonkeyPatch], None]
 
 
 def early(zygote: Zygote, recipe: Recipe, run: Path, folder: Path, *words: str, **more: Any) -> None:
@@ -124,3 +130,57 @@ def test_a_disk_that_a_checkpoint_cannot_fit_on(zygote: Zygote, recipe: Recipe, 
         # save_strategy=no needs no room for checkpoints
         child = zygote.run(["train", recipe(output_dir=str(disk / "run")), "--save_strategy", "no"], tmp_path)
         assert child.wait() == 0, child.err
+
+
+def full_disk(run: RunFolder, broken: pytest.MonkeyPatch) -> None:
+    fill(run.path.parent)
+
+
+def quota_at_the_sync(run: RunFolder, broken: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    broken.setattr("surefoot.runfolder.os.fsync", refuse)
+
+
+def mended(run: RunFolder, broken: pytest.MonkeyPatch) -> None:
+    broken.undo()
+    unfill(run.path.parent)
+
+
+@pytest.mark.parametrize("breaks", [full_disk, quota_at_the_sync])
+def test_no_room_for_what_the_run_is(breaks: Breaks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe found room, and then there was none: run.json stays what it was, and nothing half stays."""
+    with small_disk(tmp_path / "disk") as disk:
+        run = RunFolder(disk / "run")
+        run.path.mkdir()
+        run.write_config({"name": "first"})
+        breaks(run, monkeypatch)
+        with pytest.raises(UserError, match=rf"output_dir: {run.path} cannot be written: .* make room"):
+            run.write_config({"name": "second" * PAGE_BYTES})
+        assert run.config() == {"name": "first"}
+        assert [path.name for path in run.path.iterdir()] == ["run.json"]
+        mended(run, monkeypatch)
+        run.write_config({"name": "second"})
+        assert run.config() == {"name": "second"}
+
+
+@pytest.mark.parametrize("breaks", [full_disk, quota_at_the_sync])
+def test_no_room_to_go_back(breaks: Breaks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of steps that are taken again have no place to go: they stay where they are, none twice."""
+    with small_disk(tmp_path / "disk") as disk:
+        run = RunFolder(disk / "run")
+        run.path.mkdir()
+        kept, taken_again, earlier = b"1\n" * 7, b"2\n" * (1 << 17), b"0\n"
+        run.events_file.write_bytes(kept + taken_again)
+        run.discarded_file.write_bytes(earlier)
+        breaks(run, monkeypatch)
+        for _ in range(2):
+            with pytest.raises(UserError, match=rf"output_dir: {run.path} cannot be written: .* make room"):
+                run.go_back(3, len(kept))
+            assert run.events_file.read_bytes() == kept + taken_again
+            assert run.discarded_file.read_bytes() == earlier
+        mended(run, monkeypatch)
+        run.go_back(3, len(kept))
+        assert run.events_file.read_bytes() == kept
+        assert run.discarded_file.read_bytes() == earlier + taken_again
