@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "surefoot"
 
 ORDER = [
     ["errors"],
-    ["names", "regular", "credentials", "durable"],
+    ["names", "regular", "credentials", "durable", "ranks"],
     ["validation"],
     ["config"],
     ["recipes"],

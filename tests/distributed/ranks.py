@@ -22,18 +22,8 @@ from surefoot.data.forest import slots
 from surefoot.data.rows import Example
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.network import Network, look_at
-from surefoot.train.distributed import (
-    add_up,
-    first_row,
-    local,
-    micro_batches,
-    offset,
-    rank,
-    ranks,
-    rows,
-    shard,
-    shard_state,
-)
+from surefoot.ranks import add_up, rank, ranks
+from surefoot.train.distributed import first_row, local, micro_batches, offset, rows, shard, shard_state
 from surefoot.train.optim import Optimizers, build
 from surefoot.train.recompute import checkpoint_layers, decoder_layers
 from surefoot.train.step import losses, update

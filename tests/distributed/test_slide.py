@@ -13,7 +13,7 @@ import torch
 
 from surefoot.microscope.extras import noise_scales
 from surefoot.microscope.slide import Opened
-from surefoot.train.distributed import told
+from surefoot.ranks import told
 from surefoot.train.step import divisor_of, losses
 from tests.distributed import ranks, slides
 from tests.distributed.ranks import Case

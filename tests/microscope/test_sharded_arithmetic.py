@@ -14,7 +14,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from surefoot.microscope.arithmetic import TensorStep
 from surefoot.microscope.replay import Replay, Sums
-from surefoot.train.distributed import add_up, local, offset, shard_state
+from surefoot.ranks import add_up
+from surefoot.train.distributed import local, offset, shard_state
 from surefoot.train.optim import Optimizers
 from tests.microscope.formulas import CASES, SHAPES
 

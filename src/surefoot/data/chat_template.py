@@ -15,18 +15,25 @@ import numpy as np
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from surefoot.data.strictjson import printable
 from surefoot.data.template_environment import Environment
 from surefoot.data.template_meter import LONG, TooMuch
 from surefoot.errors import UserError
 
 LONGEST = 1 << 17
 """Characters of a template."""
+LONGEST_FILE = 1 << 20
+"""Bytes of a template's file."""
 SAID = 300
 """Characters of a template's own message that are repeated."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning, the standard one first; templates read the first or the second."""
 OWN = ("messages", "tools", "add_generation_prompt")
 """Variables that are the conversation itself, and no row's to set."""
+
+
+class TemplateFault(UserError):  # noqa: N818
+    """No conversation can be rendered with the template: it is no row's error, and there is no row to skip."""
 
 
 class ChatTemplate:
@@ -62,6 +69,28 @@ def compiled(source: str) -> ChatTemplate:
     return ChatTemplate(source)
 
 
+def usable(source: str, path: str) -> str:
+    """`source`, which `chat_template_path` has named. Raises TemplateFault when no conversation can be rendered."""
+    _compiled(source, f"chat_template_path: {path}: the template", "Mend it, or name another")
+    return source
+
+
+def _compiled(source: str, told: str, fix: str) -> ChatTemplate:
+    try:
+        return compiled(source)
+    except TooMuch as error:
+        said = f"{error}, so it is refused"
+    except TemplateSyntaxError as error:
+        said = f"is not valid Jinja: line {error.lineno}: {_short(error)}"
+    except RecursionError:
+        said = "is nested too deeply"
+    except MemoryError:
+        said = "takes more memory than there is"
+    except Exception as error:
+        said = f"cannot be compiled: {_short(error)}"
+    raise TemplateFault(f"{told} {said}. {fix}")
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
@@ -74,7 +103,8 @@ def render(
     """The text that the tokenizer's chat template makes of `messages`.
 
     `variables`: what else the template is told, such as `enable_thinking`. Raises UserError, beginning with
-    `where`, when the template refuses the conversation, is not valid, or costs too much.
+    `where`, when the template refuses the conversation or costs too much; TemplateFault when no conversation can be
+    rendered with it.
     """
     variables = variables or {}
     for name in OWN:
@@ -82,8 +112,10 @@ def render(
             raise UserError(
                 f"{where}: chat_template_kwargs: '{name}' is the row's own column, not a variable"
             )
+    place = f"{tokenizer.name_or_path}: " if tokenizer.name_or_path else ""
     try:
-        template = compiled(tokenizer.get_chat_template(tools=tools))  # type: ignore[arg-type]
+        source = tokenizer.get_chat_template(tools=tools)  # type: ignore[arg-type]
+        template = _compiled(source, f"{place}the model's chat template", "chat_template_path takes another")
         return template.render(
             {
                 "documents": None,
@@ -94,10 +126,10 @@ def render(
                 "add_generation_prompt": add_generation_prompt,
             }
         )
+    except TemplateFault:
+        raise
     except TooMuch as error:
         said = f"{error}, so it is refused; chat_template_path takes another"
-    except TemplateSyntaxError as error:
-        said = f"is not valid Jinja: line {error.lineno}: {_short(error)}; chat_template_path takes another"
     except RecursionError:
         said = "calls itself without end; chat_template_path takes another"
     except MemoryError:
@@ -109,7 +141,7 @@ def render(
 
 def _short(error: Exception) -> str:
     text = str(error) or type(error).__name__
-    return text if len(text) <= SAID else f"{text[:SAID]}…"
+    return printable(text if len(text) <= SAID else f"{text[:SAID]}…")
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from surefoot.data import chat_template
 from surefoot.data.badrows import BadRows, RowError, refused
+from surefoot.data.chat_template import TemplateFault
 from surefoot.data.encode import Encoder
 from surefoot.data.ledger import Ledger
 from surefoot.data.repeats import Repeats
@@ -141,6 +142,8 @@ class Renderer:
             except RowError as error:
                 refuse(error)
                 continue
+            except TemplateFault:
+                raise  # of all rows
             except UserError as error:
                 if not self.tokenizer.chat_template or monotonic() - began > SLOW_SECONDS:
                     raise  # of all rows

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from surefoot.microscope.independent import is_transformers_adafactor
-from surefoot.train.distributed import add_up_numbers, local
+from surefoot.ranks import add_up_numbers
+from surefoot.train.distributed import local
 
 PIECE = 1 << 18
 """Entries looked at together on a CPU, 2 MB a line: with fewer, counting them costs more than the cache saves."""

@@ -19,7 +19,8 @@ from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
-from surefoot.train.distributed import add_up, add_up_numbers, ranks, total_norm
+from surefoot.ranks import add_up, add_up_numbers, ranks
+from surefoot.train.distributed import total_norm
 from surefoot.train.recompute import decoder_layers
 from surefoot.train.step import Losses, losses
 

@@ -24,7 +24,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from surefoot.errors import UserError
-from surefoot.train.distributed import add_up_numbers, local, offset
+from surefoot.ranks import add_up_numbers
+from surefoot.train.distributed import local, offset
 
 BEFORE, AFTER = 0, 1
 BLOCK = 1 << 16

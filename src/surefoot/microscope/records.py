@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from surefoot.events import TensorsEvent
-from surefoot.train.distributed import add_up, local
+from surefoot.ranks import add_up
+from surefoot.train.distributed import local
 from surefoot.train.optim import Turn
 from surefoot.train.step import Change
 

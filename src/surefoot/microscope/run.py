@@ -28,8 +28,9 @@ from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.microscope.watchman import Alert, Watchman, event_of, few
 from surefoot.model.network import Network
+from surefoot.ranks import add_up_numbers, rank, ranks
 from surefoot.runfolder import RunFolder
-from surefoot.train.distributed import add_up_numbers, local, rank, ranks
+from surefoot.train.distributed import local
 from surefoot.train.evaluate import Watched
 from surefoot.train.optim import Optimizers
 from surefoot.train.step import Change, Losses, NotFinite, divisor_of, losses, update

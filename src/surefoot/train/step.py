@@ -17,7 +17,8 @@ from surefoot.data.rows import Example
 from surefoot.errors import StoppedError
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
-from surefoot.train.distributed import add_up_numbers, local, micro_batches, rank, ranks, total_norm
+from surefoot.ranks import add_up_numbers, rank, ranks
+from surefoot.train.distributed import local, micro_batches, total_norm
 from surefoot.train.optim import Optimizers, Turn
 
 
