@@ -9,6 +9,7 @@ The template is the model publisher's, and runs in this process. Each is refused
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ WITHOUT_END = {
     "a macro that calls itself": "{% macro m(n) %}{{ m(n+1) }}{% endmacro %}{{ m(0) }}",
     "a recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "a block within itself": "{% block a %}{{ self.a() }}{% endblock %}",
+}
+NESTED = {
     "brackets": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
     "lists": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
 }
@@ -166,6 +169,11 @@ def test_a_template_that_calls_itself_without_end_is_refused(template: str) -> N
     assert refusal(template, 0) == "calls itself without end; chat_template_path takes another"
 
 
+@pytest.mark.parametrize("template", NESTED.values(), ids=NESTED)
+def test_a_template_that_is_nested_too_deeply_is_refused(template: str) -> None:
+    assert refusal(template, 0) == "is nested too deeply; chat_template_path takes another"
+
+
 @pytest.mark.parametrize("template", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_a_template_that_makes_too_much_is_refused(template: str) -> None:
     said = refusal(template)
@@ -279,3 +287,38 @@ def test_the_command_line_names_the_row(
         "surefoot: rows.jsonl:1: the model's chat template took more than 2 s, so it is refused; chat_template_path "
         "takes another\n"
     )
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{{ 1 }}\n{% for %}",
+            "is not valid Jinja: line 2: Expected an expression, got 'end of statement block'",
+        ),
+        (NESTED["lists"], "is nested too deeply"),
+        (TOO_MUCH["a literal"], "has a number of more than 8192 bits, so it is refused"),
+    ],
+    ids=["syntax", "nested", "too much"],
+)
+def test_a_template_that_is_no_good_is_no_rows_error(
+    template: str, said: str, on_bad_row: str, tiny_folder: Path, surefoot: Surefoot, tmp_path: Path
+) -> None:
+    """It is said once, with where it came from; no row is blamed, and none is skipped."""
+    write_rows(tmp_path / "rows.jsonl", ROWS * 30)
+    (tmp_path / "bad.jinja").write_text(template, encoding="utf-8")
+    argv = ("--data", "rows.jsonl", "--on_bad_row", on_bad_row)
+    named = surefoot("preview", tiny_folder, *argv, "--chat_template_path", "bad.jinja")
+    assert (named.status, named.out) == (2, "")
+    fix = "mend it, or name another"
+    assert named.err == f"surefoot: chat_template_path: bad.jinja: the template {said}; {fix}\n"
+
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    shutil.copy("bad.jinja", model / "chat_template.jinja")
+    own = surefoot("preview", "model", *argv)
+    assert (own.status, own.out) == (2, "")
+    fix = "chat_template_path takes another"
+    assert own.err == f"surefoot: model: the model's chat template {said}; {fix}\n"
+    (tmp_path / "good.jinja").write_text(templates.CHATML, encoding="utf-8")
+    assert surefoot("preview", "model", *argv, "--chat_template_path", "good.jinja").status == 0

@@ -71,7 +71,7 @@ def compiled(source: str) -> ChatTemplate:
 
 def usable(source: str, path: str) -> str:
     """`source`, which `chat_template_path` has named. Raises TemplateFault when no conversation can be rendered."""
-    _compiled(source, f"chat_template_path: {path}: the template", "Mend it, or name another")
+    _compiled(source, f"chat_template_path: {path}: the template", "mend it, or name another")
     return source
 
 
@@ -88,7 +88,7 @@ def _compiled(source: str, told: str, fix: str) -> ChatTemplate:
         said = "takes more memory than there is"
     except Exception as error:
         said = f"cannot be compiled: {_short(error)}"
-    raise TemplateFault(f"{told} {said}. {fix}")
+    raise TemplateFault(f"{told} {said}; {fix}")
 
 
 def render(

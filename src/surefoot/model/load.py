@@ -304,7 +304,7 @@ def prepare_tokenizer(
 
 
 def chat_template(path: str) -> str:
-    """The template in a Jinja file, or of the tokenizer of a folder or hub id. Raises UserError if it is no good."""
+    """The template in a Jinja file, or of the tokenizer of a folder or hub id. Raises UserError."""
     file = Path(path).expanduser()
     if file.is_file():
         return usable(text_of(file, LONGEST_FILE), path)
