@@ -16,7 +16,7 @@ from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED, is_off
 
 OPTIONS = """
 model_name_or_path model_revision trust_remote_code chat_template_path eos_token add_special_tokens precision
-gradient_checkpointing use_cpu
+gradient_checkpointing activation_offloading torch_compile use_cpu shard ddp_timeout
 use_peft lora_r lora_alpha lora_dropout lora_target_modules
 dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming eval_dataset_name columns
 dataset_text_field completion_only_loss last_turn_only max_length overlength

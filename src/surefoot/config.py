@@ -68,8 +68,19 @@ class SFTConfig(BaseModel):
     updates to rounding). Default: bf16 where the hardware is fast at it, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
+    activation_offloading: bool = False
+    """Keep activations in the host's memory until the backward pass wants them."""
+    torch_compile: bool = False
+    """Compile each decoder layer (inductor): pays on a GPU, in runs that outlast the compilation."""
     use_cpu: bool = False
     """Train on the CPU even when there is a GPU."""
+
+    # Several processes
+    shard: Literal["none", "full", "auto"] = "auto"
+    """With several processes (torchrun, or --nproc): none keeps all weights on each; full cuts weights, gradients
+    and optimizer state into a piece for each (FSDP2); auto cuts only what would not fit whole."""
+    ddp_timeout: float = Field(1800, gt=0)
+    """Seconds that a process waits for the others before it says who is missing, and ends."""
 
     # LoRA
     use_peft: bool = False
@@ -118,7 +129,7 @@ class SFTConfig(BaseModel):
     overwrite_output_dir: bool = False
     """Start over in a folder that holds a run, finished or not: its events, checkpoints and model are deleted."""
     per_device_train_batch_size: int = Field(8, gt=0)
-    """Rows of a step on each device. How they go through memory is the planner's business, not yours."""
+    """Rows of a step for each process. How they go through memory is the planner's business, not yours."""
     gradient_accumulation_steps: int = Field(1, gt=0)
     """Multiplies the rows of a step. 1 x 8 and 8 x 1 are the same step, bit for bit."""
     num_train_epochs: float = Field(3.0, gt=0)
@@ -293,7 +304,7 @@ class SFTConfig(BaseModel):
 
     @property
     def step_rows(self) -> int:
-        """Rows of one step on one device."""
+        """Rows of one step for each process; a step has so many times the number of processes."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 _PLANNER = "the planner packs each step without padding, whatever this says; the step stays the same rows"
 _MEMORY = "evaluation is planned by tokens (micro_batch_tokens)"
 _LOADER = "rows are tokenised before step 1 and sliced from memory; there is no loader to tune"
-_ONE_PROCESS = "one process trains and writes the run"
+_ONE_PROCESS = "the launcher (torchrun, or --nproc) says it; rank 0 alone writes the run folder"
+_LAUNCHED = "torchrun (or --nproc) starts the processes, and shard says how they divide the weights"
 _METRICS = "an evaluation is loss, perplexity, token accuracy and, if asked for, exact answers"
 _NOT_PUSHED = "a run is not pushed; push its folder model/ with `hf upload`"
 _QUANTISED = "matters with load_in_4bit only, which is not supported yet"
@@ -81,7 +82,6 @@ SUPERSEDED: dict[str, str] = {
     "ddp_broadcast_buffers": _ONE_PROCESS,
     "ddp_bucket_cap_mb": _ONE_PROCESS,
     "ddp_static_graph": _ONE_PROCESS,
-    "ddp_timeout": _ONE_PROCESS,
     "hub_always_push": _NOT_PUSHED,
     "hub_model_id": _NOT_PUSHED,
     "hub_revision": _NOT_PUSHED,
@@ -100,11 +100,9 @@ REFUSED: dict[str, str] = {
     "label_smoothing_factor": "label smoothing makes the loss another one; left out on purpose",
     "push_to_hub": "train first, then push the folder model/ with `hf upload`",
     "deepspeed": "sharding is PyTorch's own FSDP2; DeepSpeed is left out on purpose",
-    "fsdp": "several devices are not supported yet",
-    "torch_compile": "compilation is not supported yet",
+    "fsdp": "its name here is shard: full cuts weights, gradients and optimizer state over the ranks",
     "model_init_kwargs": "name the option itself (model_revision, trust_remote_code), or pass a model object",
     "datasets": "mix the rows into one file, or pass a datasets.Dataset from Python",
-    "activation_offloading": "not supported yet; gradient_checkpointing=true saves more",
     "router_aux_loss_coef": "the loss is the cross-entropy alone; a balance loss over a packed step is another one",
     "use_dora": "pass a peft_config from Python",
     "use_rslora": "pass a peft_config from Python",
@@ -117,11 +115,11 @@ REFUSED: dict[str, str] = {
     "lr_scheduler_kwargs": "the schedules here take no arguments; linear and cosine end at 0",
     "optim_target_modules": "the optimizers that need it are not supported; use_peft=true trains LoRA",
     "save_only_model": "a checkpoint can always be resumed from; save_strategy=no leaves only the result, model/",
-    "torch_compile_backend": "compilation is not supported yet",
-    "torch_compile_mode": "compilation is not supported yet",
-    "fsdp_config": "several devices are not supported yet",
-    "accelerator_config": "several devices are not supported yet",
-    "parallelism_config": "several devices are not supported yet",
+    "torch_compile_backend": "torch_compile=true compiles each decoder layer with inductor",
+    "torch_compile_mode": "torch_compile=true compiles each decoder layer with inductor",
+    "fsdp_config": _LAUNCHED,
+    "accelerator_config": _LAUNCHED,
+    "parallelism_config": _LAUNCHED,
     "env": "set environment variables in the shell, before `surefoot train`",
 }
 

@@ -101,7 +101,8 @@ def _talking() -> dist.ProcessGroup | None:
     """The group in which numbers and texts on the CPU go round, so that no GPU waits for them; None: the default
     one. All ranks must call it first at the same time: in `join`."""
     backends = str(dist.get_backend_config())
-    return None if "gloo" in backends else dist.new_group(backend="gloo")
+    made: Any = None if "gloo" in backends else dist.new_group(backend="gloo")
+    return made
 
 
 def leave() -> None:
@@ -111,12 +112,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def store(purpose: str) -> dist.Store:
-    """What all ranks can write to and look up under names of `purpose`, through a connection of the caller's own."""
-    from torch.distributed.distributed_c10d import _get_default_store
+def store(purpose: str) -> Any:
+    """A `torch.distributed.Store`: what all ranks can write to and look up, under names of `purpose`, through a connection of its own."""
+    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
     whole: Any = _get_default_store()
-    return dist.PrefixStore(f"surefoot/{purpose}", whole.clone())
+    return PrefixStore(f"surefoot/{purpose}", whole.clone())
 
 
 # Numbers and texts -------------------------------------------------------------------------------------

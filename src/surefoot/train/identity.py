@@ -22,7 +22,7 @@ LOOKING = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "logging_first_step"),
     *("report_to", "run_name", "project", "trackio_space_id", "disable_tqdm"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_samples", "watch", "watch_steps"),
-    *("slides", "slide_every", "slide_mountain", "slide_extras", "tensors_every"),
+    *("slides", "slide_every", "slide_mountain", "slide_extras", "tensors_every", "ddp_timeout"),
 )
 """Options that change what is seen and kept of a run, not the run."""
 HASHED = (
@@ -36,7 +36,10 @@ JUDGING = (
 )
 """Options that change the run only where evaluations decide something."""
 DECIDING = ("load_best_model_at_end", "early_stopping_patience")
-ROUNDING = ("micro_batch_tokens", "share_prefixes", "gradient_checkpointing", "use_cpu")
+ROUNDING = (
+    *("micro_batch_tokens", "share_prefixes", "gradient_checkpointing", "activation_offloading"),
+    *("torch_compile", "shard", "use_cpu"),
+)
 """Options that change the order of summation."""
 WORDS = {
     "base_model": "the base model's weights",
