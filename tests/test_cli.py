@@ -21,18 +21,21 @@ COMMAND_OPTIONS = {
     "train": list(SFTConfig.model_fields),
     "preview": [
         "data", "columns", "limit", "max_length", "completion_only_loss", "last_turn_only", "chat_template_path",
-        "on_bad_row",
+        "on_bad_row", "trust_remote_code",
     ],
     "evaluate": [
         "data", "columns", "max_new_tokens", "exact_match", "precision", "max_length", "on_bad_row", "use_cpu",
+        "trust_remote_code",
     ],
-    "chat": ["prompt", "system", "max_new_tokens", "temperature", "use_cpu"],
+    "chat": ["prompt", "system", "max_new_tokens", "temperature", "use_cpu", "trust_remote_code"],
     "check": ["model", "data", "rows"],  # and those of train
     "explain": [
         "model", "prompt", "completion", "data", "row", "watch", "position", "optimizer", "learning_rate", "html",
         "save", "precision",
     ],  # and some of train
-    "compare": ["data", "columns", "prompt", "limit", "max_new_tokens", "on_bad_row", "use_cpu"],
+    "compare": [
+        "data", "columns", "prompt", "limit", "max_new_tokens", "on_bad_row", "use_cpu", "trust_remote_code",
+    ],
     "report": ["output", "terminal", "position"],
     "checkpoints": [],
     "verify": [],

@@ -76,6 +76,21 @@ def own_code(folder: Path, marker: Path) -> None:
     edit(folder / "tokenizer_config.json", tokenizer_class="Theirs", auto_map=token)
 
 
+def own_model(folder: Path, marker: Path) -> None:
+    """A llama as code of the folder's own, which leaves a mark when it runs, and works."""
+    code = (
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(marker)!r}, 'w').close()\n"
+        "class Config(LlamaConfig):\n"
+        "    model_type = 'never_heard_of'\n"
+        "class Model(LlamaForCausalLM):\n"
+        "    config_class = Config\n"
+    )
+    (folder / "theirs.py").write_text(code)
+    auto = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    edit(folder / "config.json", model_type="never_heard_of", auto_map=auto)
+
+
 class _Pickled:
     """Leaves a mark when it is unpickled."""
 

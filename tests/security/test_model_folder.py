@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -195,6 +196,39 @@ def test_each_command_says_it_in_one_line(
     assert "code that ships with it" in said.err and "trust_remote_code=true" in said.err
     assert "Traceback" not in said.err
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "--data", "ROWS", "--exact_match", "false", "--use_cpu"),
+        ("preview", "--data", "ROWS"),
+        ("chat", "--prompt", "Hi", "--max_new_tokens", "1", "--use_cpu"),
+        ("compare", "--prompt", "Hi", "--max_new_tokens", "1", "--use_cpu", "OTHER"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_code_that_is_trusted_runs(
+    command: tuple[str, ...],
+    folder: Path,
+    tiny_folder: Path,
+    rows_file: Path,
+    surefoot: Surefoot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only with the option that the refusal names, on the command that was refused."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    hostile.own_model(folder, tmp_path / "ran")
+    given = {"ROWS": str(rows_file), "OTHER": str(tiny_folder)}
+    argv = [given.get(word, word) for word in command]
+    said = surefoot(*argv, folder)
+    assert said.status == 2 and "trust_remote_code=true" in said.err, said.err
+    assert not (tmp_path / "ran").exists()
+    said = surefoot(*argv, folder, "--trust_remote_code")
+    assert said.status == 0, said.err
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_chat_template_path_is_an_ordinary_file_of_a_sane_size(

@@ -27,8 +27,8 @@ Messages = list[dict[str, str]]
 class Answerer:
     """A loaded model with its chat template."""
 
-    def __init__(self, name: str, use_cpu: bool = False) -> None:
-        loaded = load(name)
+    def __init__(self, name: str, use_cpu: bool = False, trust_remote_code: bool = False) -> None:
+        loaded = load(name, trust_remote_code=trust_remote_code)
         self.name, self.tokenizer = name, loaded.tokenizer
         model = loaded.model.to(hardware.device(use_cpu))  # type: ignore[arg-type]
         self.network = Network(model.eval())

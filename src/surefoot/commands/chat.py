@@ -27,6 +27,8 @@ class ChatOptions(BaseModel):
     """0: the likeliest answer; above: sample."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you say so; a model cannot turn it on."""
 
 
 def run(argv: list[str]) -> int:
@@ -51,7 +53,7 @@ def run(argv: list[str]) -> int:
 def _talk(name: str, options: ChatOptions, *, as_json: bool) -> int:
     from surefoot.commands.answers import Answerer
 
-    answerer = Answerer(name, options.use_cpu)
+    answerer = Answerer(name, options.use_cpu, options.trust_remote_code)
     opening = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
         messages = [*opening, {"role": "user", "content": options.prompt}]

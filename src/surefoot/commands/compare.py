@@ -38,6 +38,8 @@ class CompareOptions(BaseModel):
     """What to do with rows that cannot be read or learned: stop, or leave them out."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the models. Off unless you say so; a model cannot turn it on."""
 
 
 def run(argv: list[str]) -> int:
@@ -84,7 +86,7 @@ def compare(before: str, after: str, options: CompareOptions) -> dict[str, Any]:
     answers: list[list[str]] = []
     asked: list[Question] = []
     for name in (before, after):
-        answerer = Answerer(name, options.use_cpu)
+        answerer = Answerer(name, options.use_cpu, options.trust_remote_code)
         if options.data is not None:
             data, on_bad_row = options.data, options.on_bad_row
             asked = questions(answerer, data, options.columns, options.limit, on_bad_row)

@@ -34,6 +34,8 @@ class EvaluateOptions(BaseModel):
     """What to do with rows that cannot be read or learned: stop, or leave them out."""
     use_cpu: bool = False
     """Use the CPU even when there is a GPU."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you say so; a model cannot turn it on."""
 
 
 def run(argv: list[str]) -> int:

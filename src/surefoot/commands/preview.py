@@ -36,6 +36,8 @@ class PreviewOptions(BaseModel):
     """Another chat template than the model's."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What to do with rows that cannot be read or learned: stop, or list them in the ledger."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you say so; a model cannot turn it on."""
 
 
 def run(argv: list[str]) -> int:
@@ -63,12 +65,13 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
     from surefoot.model.load import chat_template, load_tokenizer, locate, positions
 
     place = locate(model)
-    tokenizer = load_tokenizer(place)
+    tokenizer = load_tokenizer(place, trust_remote_code=options.trust_remote_code)
     if options.chat_template_path is not None:
         tokenizer.chat_template = chat_template(options.chat_template_path)
+    positioned = positions(place, trust_remote_code=options.trust_remote_code)
     renderer = Renderer(
         tokenizer,
-        max_length=options.max_length or positions(place) or 1 << 20,
+        max_length=options.max_length or positioned or 1 << 20,
         completion_only_loss=options.completion_only_loss,
         last_turn_only=options.last_turn_only,
     )

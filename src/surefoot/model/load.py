@@ -138,7 +138,7 @@ def load_tokenizer(
         raise UserError(f"{name}: no tokenizer to be had there: {_first_line(error)}") from error
 
 
-def positions(place: Path) -> int | None:
+def positions(place: Path, *, trust_remote_code: bool = False) -> int | None:
     """Longest example that the model there takes, in tokens, read off its config; None if that says nothing."""
     try:
         if place.suffix == ".gguf":
@@ -146,12 +146,12 @@ def positions(place: Path) -> int | None:
             with alone(place) as file:
                 config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
         else:
-            place = _folder(place, None, weights=False, trust_remote_code=False)
+            place = _folder(place, None, weights=False, trust_remote_code=trust_remote_code)
             if (place / ADAPTER).is_file():
                 return None
             check_files(place)
-            check_config(place / CONFIG)
-            config = AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+            check_config(place / CONFIG, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(str(place), trust_remote_code=trust_remote_code)
     except UserError:
         raise
     except Exception:
