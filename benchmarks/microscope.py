@@ -34,14 +34,7 @@ from surefoot.train import hardware
 from surefoot.train.evaluate import probabilities, tokenise_watch
 from surefoot.train.optim import Optimizers, build
 from surefoot.train.selfcheck import quick
-from surefoot.train.setup import (
-    Prepared,
-    make_renderer,
-    open_data,
-    prepare_model,
-    prepare_network,
-    read_data,
-)
+from surefoot.train.setup import Prepared, make_renderer, prepare_network
 from surefoot.train.step import Change, Losses, losses, update
 
 EVERY = 10
@@ -131,19 +124,7 @@ class Bench:
 def measure(workload: workloads.Workload, model: str, root: Path, rounds: int) -> dict[str, Any]:
     """Seconds of each way, in turns."""
     with tempfile.TemporaryDirectory() as temporary:
-        rows = workloads.read_rows(workload, root)[: workload.rows_per_step]
-        args = SFTConfig(
-            output_dir=Path(temporary) / "run",
-            model_name_or_path=model,
-            per_device_train_batch_size=workload.rows_per_step,
-            learning_rate=workload.learning_rate,
-            use_peft=workload.lora_r > 0,
-            lora_r=workload.lora_r or 16,
-            last_turn_only=workload.last_turn_only,
-            use_cpu=True,
-        )
-        prepared = prepare_model(None, args, None)
-        examples = list(read_data(open_data(rows, "train", args), prepared, args, None).examples)
+        args, prepared, examples = workloads.one_step(workload, model, root, Path(temporary) / "run")
         bench = Bench(prepared, examples, args, Path(temporary) / "run")
         for way in ("plain", "recorded", "plain"):  # fresh memory and the optimizer's state are no part of it
             bench.step(way)

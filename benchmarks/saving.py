@@ -27,7 +27,6 @@ from typing import Any
 from benchmarks import machine, workloads
 from benchmarks.tables import draw
 
-from surefoot.config import SFTConfig
 from surefoot.events import CheckpointEvent, Event
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
@@ -37,7 +36,7 @@ from surefoot.train.manifest import Progress, name_of, verify
 from surefoot.train.optim import build
 from surefoot.train.saver import Saver
 from surefoot.train.selfcheck import quick
-from surefoot.train.setup import open_data, prepare_model, prepare_network, read_data
+from surefoot.train.setup import prepare_network
 from surefoot.train.step import losses, update
 
 RESULTS = Path(__file__).resolve().parent / "results" / "saving.json"
@@ -59,19 +58,7 @@ def measure(
         for name in ("plain", "beside", "stall", "commit", "costs", "waited", "verify", "load", "identity")
     }
     with tempfile.TemporaryDirectory(dir=keep) as temporary:
-        rows = workloads.read_rows(workload, root)[: workload.rows_per_step]
-        args = SFTConfig(
-            output_dir=Path(temporary) / "run",
-            model_name_or_path=model,
-            per_device_train_batch_size=workload.rows_per_step,
-            learning_rate=workload.learning_rate,
-            use_peft=workload.lora_r > 0,
-            lora_r=workload.lora_r or 16,
-            last_turn_only=workload.last_turn_only,
-            use_cpu=True,
-        )
-        prepared = prepare_model(None, args, None)
-        examples = list(read_data(open_data(rows, "train", args), prepared, args, None).examples)
+        args, prepared, examples = workloads.one_step(workload, model, root, Path(temporary) / "run")
         network = quick(prepare_network(prepared, examples, args), examples).network
         optimizers, budget = build(prepared.model, args), hardware.micro_batch_tokens(network.device)
         run = RunFolder(args.output_dir)

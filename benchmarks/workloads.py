@@ -19,9 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.work import NOT_LEARNED, Tokens
+
+if TYPE_CHECKING:
+    from surefoot.config import SFTConfig
+    from surefoot.data.rows import Example
+    from surefoot.train.setup import Prepared as Model
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
@@ -278,6 +283,28 @@ def recipe(
         **template,
         **(lora if workload.lora_r else {}),
     }
+
+
+def one_step(
+    workload: Workload, model: str, root: Path, output: Path
+) -> tuple[SFTConfig, Model, list[Example]]:
+    """What a run on the workload's first rows starts with: its options, the model, and one step's examples."""
+    from surefoot.config import SFTConfig
+    from surefoot.train.setup import open_data, prepare_model, read_data
+
+    args = SFTConfig(
+        output_dir=output,
+        model_name_or_path=model,
+        per_device_train_batch_size=workload.rows_per_step,
+        learning_rate=workload.learning_rate,
+        use_peft=workload.lora_r > 0,
+        lora_r=workload.lora_r or 16,
+        last_turn_only=workload.last_turn_only,
+        use_cpu=True,
+    )
+    prepared = prepare_model(None, args, None)
+    rows = open_data(read_rows(workload, root)[: workload.rows_per_step], "train", args)
+    return args, prepared, list(read_data(rows, prepared, args, None).examples)
 
 
 def choose(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Workload]:
