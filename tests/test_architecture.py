@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "surefoot"
 
 ORDER = [
     ["errors"],
-    ["names", "regular", "credentials", "durable", "ranks"],
+    ["names", "regular", "credentials", "durable", "ranks", "cards"],
     ["validation"],
     ["config"],
     ["recipes"],
@@ -34,7 +34,7 @@ ORDER = [
     ["model.folder", "model.gguf_header", "model.claims"],
     ["model.adapter_folder", "model.hub"],
     ["model.network"],
-    ["model.load", "model.adapters"],
+    ["model.load", "model.adapters", "model.flops"],
     ["events"],
     ["runfolder"],
     ["train.hardware", "train.interrupt", "train.plain", "train.progress"],
