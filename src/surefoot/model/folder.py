@@ -222,11 +222,20 @@ def check_model(folder: Path, *, trust_remote_code: bool = False) -> Weights:
     named = config.get("transformers_weights")
     if named is not None:
         base_name(named, folder / CONFIG)
+    return headers(_weight_files(folder, named))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a folder that `check_model` has looked at."""
+    return _weight_files(folder, read_json(folder / CONFIG).get("transformers_weights"))
+
+
+def _weight_files(folder: Path, named: Any) -> list[Path]:
     if (folder / (named or SINGLE)).is_file() and not str(named or SINGLE).endswith(".json"):
-        return headers([folder / (named or SINGLE)])
+        return [folder / (named or SINGLE)]
     index = folder / (named or INDEX)
     if index.is_file():
-        return headers(_shards(index))
+        return _shards(index)
     pickled = [path for path in sorted(folder.iterdir()) if path.suffix in PICKLES and path.is_file()]
     if pickled and not list(folder.glob("*.safetensors")):
         raise UserError(_pickled(pickled[0]))

@@ -71,7 +71,7 @@ def load(
     place = locate(name)
     if place.suffix == ".gguf":
         return _load_gguf(place, name, {"dtype": dtype or "auto"})
-    folder = _folder(place, revision, weights=True, trust_remote_code=trust_remote_code)
+    folder = model_folder(place, revision, weights=True, trust_remote_code=trust_remote_code)
     try:
         if (folder / ADAPTER).is_file():
             return _load_adapter(folder, name, dtype, trust_remote_code)
@@ -103,7 +103,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype | None, trust_remot
     return Loaded(model, tokenizer, name)
 
 
-def _folder(place: Path, revision: str | None, *, weights: bool, trust_remote_code: bool) -> Path:
+def model_folder(place: Path, revision: str | None, *, weights: bool, trust_remote_code: bool) -> Path:
     """The folder itself, or where the hub model of that id has been put."""
     if place.is_dir():
         return place
@@ -128,7 +128,7 @@ def load_tokenizer(
             check_gguf(place)
             with alone(place) as file:
                 return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        place = _folder(place, revision, weights=False, trust_remote_code=trust_remote_code)
+        place = model_folder(place, revision, weights=False, trust_remote_code=trust_remote_code)
         check_tokenizer(place, trust_remote_code=trust_remote_code)
         # Left unsaid, transformers asks on the terminal whether to run the model's code.
         return AutoTokenizer.from_pretrained(str(place), trust_remote_code=trust_remote_code)
@@ -146,7 +146,7 @@ def positions(place: Path, *, trust_remote_code: bool = False) -> int | None:
             with alone(place) as file:
                 config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
         else:
-            place = _folder(place, None, weights=False, trust_remote_code=trust_remote_code)
+            place = model_folder(place, None, weights=False, trust_remote_code=trust_remote_code)
             if (place / ADAPTER).is_file():
                 return None
             check_files(place)
