@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        return _failed(str(error), 2)
+        return _failed(str(error), 2, error)
     except StoppedError as error:
-        return _failed(str(error), 1)
+        return _failed(str(error), 1, error)
     except BrokenPipeError:
         if name == "train":  # which outlives its readers: this is another pipe, and the run is not done
             raise
@@ -60,8 +60,10 @@ def main(argv: Sequence[str]) -> int:
         return _failed("interrupted", 130)
 
 
-def _failed(message: str, status: int) -> int:
-    """Say why; the status stays what it is when nobody can hear it."""
+def _failed(message: str, status: int, error: Exception | None = None) -> int:
+    """Say why, unless another process does; the status stays what it is when nobody can hear it."""
+    if type(error).__name__ in ("Elsewhere", "StoppedElsewhere"):  # of `ranks`, which would import torch
+        return status
     try:
         print(f"surefoot: {message}", file=sys.stderr, flush=True)
     except OSError:

@@ -113,7 +113,8 @@ def leave() -> None:
 
 
 def store(purpose: str) -> Any:
-    """A `torch.distributed.Store`: what all ranks can write to and look up, under names of `purpose`, through a connection of its own."""
+    """A `torch.distributed.Store` that all ranks can write to and look up, under names of `purpose`, through a
+    connection of its own."""
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
     whole: Any = _get_default_store()

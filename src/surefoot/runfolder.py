@@ -45,10 +45,11 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 class RunFolder:
-    """A run's folder, as the trainer writes it."""
+    """A run's folder, as the trainer writes it. Of several ranks one `writes`; the others only look."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.checkpoints = self.path / "checkpoints"
         self.slides = self.path / "slides"
         self.model = self.path / "model"
@@ -67,6 +68,9 @@ class RunFolder:
 
         Raises UserError, naming who has it, when somebody does, and when the folder cannot be written.
         """
+        if not self.writes:
+            yield
+            return
         try:
             self._make()
             handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -94,6 +98,8 @@ class RunFolder:
     def refuse_unwritable(self) -> None:
         """Raises UserError when the folder, or the one that it would be made in, cannot be written; when it is in
         use, too."""
+        if not self.writes:
+            return
         try:
             begun = self.lock_file.exists()
             place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
@@ -174,6 +180,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Take what an earlier run has left away. Raises UserError when that cannot be done."""
+        if not self.writes:
+            return
         try:
             for old in (self.checkpoints, self.slides, self.model):
                 if old.is_dir():
@@ -186,6 +194,8 @@ class RunFolder:
 
     def write_config(self, content: dict[str, Any]) -> None:
         """Write run.json, whole or not at all, also through a power failure. Raises UserError when it cannot be."""
+        if not self.writes:
+            return
         partial = self.config_file.with_suffix(".partial")
         text = json.dumps(without_credentials(content), indent=2, ensure_ascii=False) + "\n"
         try:
@@ -243,6 +253,8 @@ class RunFolder:
 
         When it cannot be written (a full disk), it goes to stderr, and to the file once that can be written again.
         """
+        if not self.writes:
+            return
         self._waiting.append(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
         try:
             self._write_waiting()
@@ -271,6 +283,8 @@ class RunFolder:
         Raises UserError when there are later checkpoints: they, too, would be of another run; and when the folder
         cannot be written.
         """
+        if not self.writes:
+            return
         if any(of > step for of, _ in numbered(self.checkpoints)):
             raise UserError(
                 f"resume_from_checkpoint: {self.path} has checkpoints after step {step}. Name another output_dir "
@@ -313,7 +327,8 @@ class RunFolder:
 
     def sync_events(self) -> None:
         """Make the events so far survive a power failure. Raises OSError."""
-        sync_file(self.events_file)
+        if self.writes:
+            sync_file(self.events_file)
 
 
 def numbered(folder: Path) -> Iterator[tuple[int, Path]]:

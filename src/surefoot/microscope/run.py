@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import traceback
@@ -28,7 +29,7 @@ from surefoot.microscope.opening import Opening, Told, Wish
 from surefoot.microscope.records import Recorder
 from surefoot.microscope.watchman import Alert, Watchman, event_of, few
 from surefoot.model.network import Network
-from surefoot.ranks import add_up_numbers, rank, ranks
+from surefoot.ranks import add_up_numbers, rank, ranks, told
 from surefoot.runfolder import RunFolder
 from surefoot.train.distributed import local
 from surefoot.train.evaluate import Watched
@@ -69,8 +70,11 @@ class Microscope:
         """The file that asks for the next step is there, and cannot be taken away."""
 
     def resume(self) -> None:
-        """Remember the steps before."""
-        self.watchman.remember(self.run.events())
+        """Remember the steps before. What rank 0 reads of them, all remember: they must open the same steps."""
+        if rank() == 0:
+            self.watchman.remember(self.run.events())
+        memory = json.dumps(self.watchman.memory()) if rank() == 0 else ""
+        self.watchman.recall(json.loads(told(memory)))
 
     def first_look(self, examples: Sequence[Example]) -> None:
         """Alerts about the data as a whole: examples that never teach to end a turn."""

@@ -71,6 +71,22 @@ class Watchman:
                     if event["step"] < steps:  # of before the first step, and told after it
                         self.waiting = None
 
+    def memory(self) -> dict[str, Any]:
+        """What it remembers, as JSON takes it."""
+        return {
+            "recent": list(self._recent),
+            "opened_for": self._opened_for,
+            "idle": sorted(self._idle),
+            "moved": self.moved,
+            "waiting": self.waiting,
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Remember what another one's `memory` was."""
+        self._recent = deque(memory["recent"], maxlen=REMEMBERED)
+        self._opened_for, self._idle = dict(memory["opened_for"]), set(memory["idle"])
+        self.moved, self.waiting = memory["moved"], memory["waiting"]
+
     def said(self, step: int, alert: Alert) -> bool:
         """Remember an alert; true if a step should be opened for it."""
         last = self._opened_for.get(alert.kind)

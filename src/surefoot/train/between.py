@@ -26,6 +26,7 @@ from surefoot.events import (
 )
 from surefoot.microscope.run import Microscope
 from surefoot.model.network import Network
+from surefoot.ranks import local_rank, most, rank
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
@@ -57,13 +58,15 @@ class Between:
         callbacks: Callbacks,
         total_steps: int,
         steps_per_epoch: int,
+        step_rows: int,
     ) -> None:
         self.run, self.args, self.network, self.tokenizer = run, args, network, tokenizer
         self.callbacks, self.total_steps, self.steps_per_epoch = callbacks, total_steps, steps_per_epoch
+        self.step_rows = step_rows
         self.stop = StopRequest()
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
-        self.bar = None if args.disable_tqdm else ProgressBar()
+        self.bar = None if args.disable_tqdm or rank() > 0 else ProgressBar()
         looking = {"told": self.bar.look} if self.bar is not None else {}
         self.microscope = Microscope(
             run=run,
@@ -132,7 +135,7 @@ class Between:
             state.epoch = self._epoch
         self.callbacks.exported()  # what cannot be kept is an error now, not at the first save
         state.log_history = self.progress.log_history
-        state.is_local_process_zero = state.is_world_process_zero = True
+        state.is_local_process_zero, state.is_world_process_zero = local_rank() == 0, rank() == 0
         if not event.resumed:
             self.emit(event)
         elif self.bar is not None:
@@ -165,14 +168,14 @@ class Between:
             micro_batches=found.micro_batches,
             step_seconds=seconds,
             tokens_per_second=found.tokens / seconds,
-            memory_bytes=hardware.peak_bytes(self.network.device),
+            memory_bytes=int(most([hardware.peak_bytes(self.network.device)])[0]),
             examples=[(e.where, e.loss, e.tokens) for e in found.examples],
         )
         self.progress.last_loss = found.loss
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
         if done.step == 1 and args.save_strategy != "no":
-            self.keeping.optimizers.state()  # now that there is one
+            self.keeping.optimizers.state()  # what of an optimizer of the user's own cannot be kept is said early
         self.microscope.tell(self.emit)
         self.keeping.tell(self.keeping.saver.news())
         self._add_up(done)
@@ -180,6 +183,7 @@ class Between:
         epoch_ends = done.step % self.steps_per_epoch == 0
         if epoch_ends:
             self.callbacks.tell("on_epoch_end")
+        self._agree()
         control, last = self.callbacks.control, done.step == self.total_steps
         if (
             self._due(args.logging_steps)
@@ -213,6 +217,7 @@ class Between:
             except Stopped:
                 progress.pending = asked
                 return
+        self._agree()
         if control.should_epoch_stop:
             raise UserError(
                 "a callback set should_epoch_stop, but which rows a step has follows from its number alone; "
@@ -231,6 +236,12 @@ class Between:
         if because is not None and not last:
             self.keeping.save(because)
         control.should_log = control.should_evaluate = control.should_save = False
+
+    def _agree(self) -> None:
+        """What a callback asks for on one rank, all do."""
+        control = vars(self.callbacks.control)
+        asked = most([bool(control[name]) for name in sorted(control)])
+        control.update({name: bool(value) for name, value in zip(sorted(control), asked, strict=True)})
 
     @property
     def _epoch(self) -> float:
@@ -289,7 +300,7 @@ class Between:
     def end(self, reason: str, seconds: float) -> dict[str, float]:
         """Close the run; returns Hugging Face's closing metrics."""
         steps = max(1, self.progress.step)
-        rows = self.progress.step * self.args.step_rows
+        rows = self.progress.step * self.step_rows
         metrics = {
             "train_runtime": seconds,
             "train_samples_per_second": rows / seconds,
@@ -305,7 +316,7 @@ class Between:
                 reason=reason,
                 train_runtime_seconds=seconds,
                 train_loss=metrics["train_loss"],
-                peak_memory_bytes=hardware.peak_bytes(self.network.device),
+                peak_memory_bytes=int(most([hardware.peak_bytes(self.network.device)])[0]),
                 predicted_peak_memory_bytes=self.keeping.predicted_peak_bytes,
             )
         )

@@ -1,10 +1,12 @@
-"""One step on several processes (ranks): weights sharded by FSDP2, examples divided, one result.
+"""One step on several processes (ranks): examples divided, gradients added up, one result.
 
-1. `shard` cuts every weight into rows, one piece a rank: each decoder layer is a unit, all else the root.
+1. `shard` cuts every weight into rows, one piece a rank (FSDP2): each decoder layer is a unit, all else the root.
+   Or it is left out, and every rank holds all weights.
 2. `micro_batches` divides a step's examples among the ranks. A rank that has nothing left goes on with empty
    micro-batches: gathering weights and reducing gradients takes all ranks, layer by layer.
 3. Every rank divides by the divisor of the whole step and gradients are added up, so the sum over ranks is the
-   step's gradient. After a backward pass `.grad` holds this rank's rows of it.
+   step's gradient. Of sharded weights, `.grad` holds this rank's rows of it after each backward pass; of whole
+   ones, all of it after `sum_gradients`, once a step.
 4. What is said of a whole tensor (`total_norm`, `rows`) is made of the shards (`local`, `offset`) by `add_up`.
 
 All of it works without a process group too: one rank, whole tensors.
@@ -13,24 +15,29 @@ All of it works without a process group too: one rank, whole tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 
 from surefoot.data.forest import plant
 from surefoot.data.rows import Example
+from surefoot.model.flops import Costs, costs
 from surefoot.model.network import Network, Root
-from surefoot.ranks import add_up, add_up_numbers, rank, ranks
+from surefoot.ranks import add_up, add_up_numbers, most, rank, ranks
 from surefoot.train.optim import Optimizers
 from surefoot.train.recompute import decoder_layers
 
 PIECES = 4
 """A rank's share of a step is put together of about so many pieces: more balance better, fewer keep more examples
 beside those that they share a prefix with."""
+BUCKET_BYTES = 1 << 26
+"""Whole gradients are added up in buckets of about so many bytes: one on its way while the next is put together."""
 
 
 # The model ---------------------------------------------------------------------------------------------
@@ -96,7 +103,6 @@ def micro_batches(network: Network, examples: Sequence[Example], budget: int) ->
     where a rank has less to do. Every rank knows them all without asking."""
     if ranks() == 1:
         return network.plan(examples, budget)
-    assert network.root is not None, "several processes, and the model is not sharded"
     if not network.packed:  # each tree is a forward pass of its own, and all ranks must run as many
         budget = 1
     plans = [network.plan(share, budget) for share in divide(network, examples, ranks())]
@@ -105,22 +111,96 @@ def micro_batches(network: Network, examples: Sequence[Example], budget: int) ->
 
 
 def divide(network: Network, examples: Sequence[Example], count: int) -> list[list[Example]]:
-    """A step's examples in `count` shares of about equal slots, each in the step's order.
+    """A step's examples in `count` shares of about equal work (slots, pairs that attend, targets), each in the
+    step's order.
 
     Pieces that share prefixes stay together; the largest left goes to the share that has the least.
     """
     merged = network.merged and network.packed
     whole = plant(examples, merged).slots
     pieces = network.plan(examples, max(1, math.ceil(whole / (PIECES * count))))
-    sizes = [plant(piece, merged).slots for piece in pieces]
+    of = _costs(network)
+    sizes = [of.of_forest(plant(piece, merged)) for piece in pieces]
     order = {id(example): index for index, example in enumerate(examples)}
     shares: list[list[Example]] = [[] for _ in range(count)]
-    load = [0] * count
+    load = [0.0] * count
     for size, piece in sorted(zip(sizes, pieces, strict=True), key=lambda sized: -sized[0]):
         least = load.index(min(load))
         shares[least] += piece
         load[least] += size
     return [sorted(share, key=lambda example: order[id(example)]) for share in shares]
+
+
+def sum_gradients(network: Network) -> None:
+    """Add the gradients of the ranks up, where each holds all weights: once a step, after its last backward pass.
+
+    16-bit gradients are added up in fp32. A weight that has no gradient on any rank has none afterwards.
+    """
+    if ranks() == 1 or network.root is not None:
+        return
+    weights = [p for p in network.model.parameters() if p.requires_grad]
+    there = add_up_numbers([p.grad is not None for p in weights])
+    taken = [weight for weight, count in zip(weights, there, strict=True) if count]
+    on_their_way: list[tuple[list[torch.nn.Parameter], torch.Tensor, dist.Work]] = []
+    for bucket in _buckets(taken):
+        flat = torch.cat([_flat_gradient(weight) for weight in bucket])
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        on_their_way.append((bucket, flat, work))
+        if len(on_their_way) > 2:
+            _put_back(*on_their_way.pop(0))
+    for arrived in on_their_way:
+        _put_back(*arrived)
+
+
+def _buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Weights of one kind, in order, until a bucket is full."""
+    bucket: list[torch.nn.Parameter] = []
+    for weight in weights:
+        full = sum(p.nbytes for p in bucket) + weight.nbytes > BUCKET_BYTES
+        if bucket and (full or (weight.dtype, weight.device) != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(weight)
+    if bucket:
+        yield bucket
+
+
+def _flat_gradient(weight: torch.nn.Parameter) -> torch.Tensor:
+    wide = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype
+    if weight.grad is None:
+        return torch.zeros(weight.numel(), dtype=wide, device=weight.device)
+    return weight.grad.detach().flatten().to(wide)
+
+
+def _put_back(bucket: Sequence[torch.nn.Parameter], flat: torch.Tensor, work: dist.Work) -> None:
+    work.wait()
+    for weight, total in zip(bucket, flat.split([weight.numel() for weight in bucket]), strict=True):
+        if weight.grad is None:
+            weight.grad = total.view_as(weight).to(weight.dtype, copy=True)
+        else:
+            weight.grad.copy_(total.view_as(weight))
+
+
+# Agreeing ----------------------------------------------------------------------------------------------
+
+
+def agreed(network: Network) -> Network:
+    """The same network on all ranks: the fastest path that each of them takes."""
+    paths = most([not network.packed, not network.merged, network.head is None])
+    apart, alone, own = map(bool, paths)
+    head = None if own else network.head
+    return replace(network, packed=not apart, merged=not alone, head=head)
+
+
+_known_costs: WeakKeyDictionary[torch.nn.Module, Costs] = WeakKeyDictionary()
+
+
+def _costs(network: Network) -> Costs:
+    """What a slot, a pair and a target of this model take; counted once."""
+    if network.model not in _known_costs:
+        _known_costs[network.model] = costs(network.model)
+    return _known_costs[network.model]
 
 
 # Numbers and tensors -----------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Difference:
 
 def identity(described: Mapping[str, Any]) -> dict[str, Any]:
     """What of run.json says which run this is."""
-    found = {key: described[key] for key in ("hashes", "versions", "total_steps")}
+    found = {key: described[key] for key in ("hashes", "versions", "total_steps", "step_rows")}
     machine = {**described["machine"], "products": described["model"]["products"]}
     config = {key: value for key, value in described["config"].items() if key not in LOOKING}
     if config["eval_strategy"] == "steps" and config["eval_steps"] is None:  # log entries bring evaluations
@@ -141,14 +141,16 @@ def _rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     places = [
         ("machine", "device"),
         ("machine", "threads"),
+        ("machine", "ranks"),
+        ("machine", "sharded"),
         ("machine", "products"),
         *[("versions", name) for name in now["versions"]],
     ]
     places += [("config", name) for name in ROUNDING]
     return [
-        f"{name}: {then[part].get(name)!r} then, {now[part][name]!r} now"
+        f"{name}: {then[part].get(name)!r} then, {now[part].get(name)!r} now"
         for part, name in places
-        if then[part].get(name) != now[part][name]
+        if then[part].get(name) != now[part].get(name)
     ]
 
 

@@ -10,21 +10,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from surefoot.ranks import most, ranks
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 @dataclass
 class StopRequest:
-    """Which signal asked for the end of the run, if one did."""
+    """Which signal asked for the end of the run, if one did. Of several ranks one may have heard it: they stop
+    together, where they ask each other."""
 
-    signal: int | None = None
+    noted: int | None = None
+    """The signal that this process has heard."""
+    agreed: int | None = None
+    """The signal that all ranks know of."""
     twice: bool = False
     """It was asked for again, by somebody who does not want to wait."""
 
+    @property
+    def signal(self) -> int | None:
+        """The signal that is to be obeyed now."""
+        return self.agreed if ranks() > 1 else self.noted
+
+    def ask(self) -> None:
+        """Ask the other ranks whether they have heard one. All must ask."""
+        if ranks() > 1 and self.agreed is None:
+            self.agreed = int(most([self.noted or 0])[0]) or None
+
     def check(self) -> None:
-        """Raises Stopped when the run was asked to stop: what is in hand can be done again."""
+        """Raises Stopped when the run is to stop: what is in hand can be done again."""
         if self.signal is not None:
             raise Stopped
+
+    def check_together(self) -> None:
+        """`ask` and `check`: where all ranks are at the same place."""
+        self.ask()
+        self.check()
 
 
 class Stopped(Exception):  # noqa: N818
@@ -49,12 +70,12 @@ def asked_to_stop(request: StopRequest) -> Iterator[StopRequest]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None and number == signal.SIGINT:
+        if request.noted is not None and number == signal.SIGINT:
             request.twice = True
             raise KeyboardInterrupt
-        if request.signal is not None:
+        if request.noted is not None:
             return  # a group's SIGTERM may come from several sides
-        request.signal = number
+        request.noted = number
 
     # What is ignored (nohup) stays ignored.
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

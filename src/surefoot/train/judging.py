@@ -58,7 +58,9 @@ class Judge:
         better = False
         for number, (name, data) in enumerate(self.eval_data.items()):
             started = time.perf_counter()
-            found = evaluate(self.network, data.examples, progress.micro_batch_tokens, self.stop.check)
+            found = evaluate(
+                self.network, data.examples, progress.micro_batch_tokens, self.stop.check_together
+            )
             if self.args.eval_exact_match or self.args.eval_samples:
                 found.update(self._answers(progress, data))
             prefix = "eval" if name == "eval" else f"eval_{name}"

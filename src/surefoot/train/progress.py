@@ -21,6 +21,7 @@ from surefoot.events import (
     StepEvent,
     WatchEvent,
 )
+from surefoot.ranks import rank
 
 PAUSE = 10.0
 """Seconds between two lines about steps where there is no terminal for a bar."""
@@ -30,7 +31,7 @@ PAUSE = 10.0
 def working(on: str) -> Iterator[None]:
     """Says on a terminal what takes a moment, and takes it away again."""
     console = Console(stderr=True)
-    with console.status(on) if console.is_terminal else nullcontext():
+    with console.status(on) if console.is_terminal and rank() == 0 else nullcontext():
         yield
 
 

@@ -7,18 +7,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
+from surefoot.ranks import by_first, most, rank, ranks, told
 from surefoot.runfolder import RunFolder, numbered
 from surefoot.train.checkpoint import quarantine
 from surefoot.train.identity import compare, identity
-from surefoot.train.manifest import QUARANTINE, Damaged, state_of, verify
+from surefoot.train.manifest import QUARANTINE, Damaged, manifest_of, state_of, verify
 from surefoot.train.saver import Saver
 
 
@@ -110,6 +113,44 @@ def find(run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, 
         f"output_dir: {run.path} has checkpoints, and none is what was written:\n  {listed}\nPut a whole copy "
         "back, or give the run up and start over with overwrite_output_dir=true"
     )
+
+
+def find_together(
+    run: RunFolder, args: SFTConfig, resume: bool | str, now: Mapping[str, Any], saver: Saver
+) -> Start:
+    """`find`, by rank 0; what it finds, all ranks know."""
+    found = by_first(lambda: find(run, args, resume, now, saver))
+    if ranks() == 1 and found is not None:
+        return found
+    said = json.loads(told(json.dumps(asdict(found), default=str) if found is not None else ""))
+    checkpoint = Path(said["checkpoint"]) if said["checkpoint"] is not None else None
+    if checkpoint is not None and said["own"]:
+        saver.sound.add(manifest_of(checkpoint).step)
+    return Start(
+        checkpoint,
+        own=said["own"],
+        notes=tuple(said["notes"]),
+        warnings=tuple(said["warnings"]),
+        damaged=tuple(map(Path, said["damaged"])),
+        history=tuple(said["history"]),
+    )
+
+
+def rows_of_step(run: RunFolder, args: SFTConfig, resume: bool | str) -> int:
+    """Rows of a step. A run that goes on with another number of processes keeps those that it began with."""
+    own = args.step_rows * ranks()
+    if rank() > 0:
+        return int(most([0])[0])
+    then: Mapping[str, Any] = {}
+    with suppress(UserError):  # `find` says what is wrong
+        if isinstance(resume, str) and resume != "auto":
+            then = state_of(Path(resume)).get("identity") or {}
+        elif resume is not False and not args.overwrite_output_dir and run.begun():
+            then = run.config()
+    config, rows = then.get("config"), then.get("step_rows")
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    same = isinstance(config, Mapping) and all(config.get(name) == getattr(args, name) for name in names)
+    return int(most([rows if same and isinstance(rows, int) and rows > 0 else own])[0])
 
 
 def _put_aside(saver: Saver, bad: Path) -> Path:

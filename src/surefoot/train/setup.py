@@ -27,6 +27,7 @@ from surefoot.errors import UserError
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
 from surefoot.model.network import Network, embedding_rows, look_at, unwrapped
+from surefoot.ranks import ranks
 from surefoot.train import hardware
 from surefoot.train.identity import weights_digest
 
@@ -208,6 +209,8 @@ def describe(prepared: Prepared, network: Network, args: SFTConfig) -> dict[str,
             "device": _device_name(network.device),
             "threads": torch.get_num_threads(),
             "heap_kept": hardware.keep_heap() if network.device.type == "cpu" else False,
+            "ranks": ranks(),
+            "sharded": network.root is not None,
         },
         "versions": {
             "surefoot": surefoot.__version__,

@@ -18,7 +18,7 @@ from surefoot.errors import StoppedError
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
 from surefoot.ranks import add_up_numbers, rank, ranks
-from surefoot.train.distributed import local, micro_batches, total_norm
+from surefoot.train.distributed import local, micro_batches, sum_gradients, total_norm
 from surefoot.train.optim import Optimizers, Turn
 
 
@@ -87,7 +87,9 @@ def losses(
         return _nothing(examples)
     nll = [0.0] * len(examples)
     total = correct = entropy = 0.0
-    slots = done = 0
+    slots = 0
+    done: list[Sequence[Example]] = []
+    sums: list[torch.Tensor] = []  # stay on the device: to read one is to wait until it is there
     order = {id(example): index for index, example in enumerate(examples)}
     with network.open(), torch.set_grad_enabled(backprop):
         for number, batch in enumerate(micro_batches(network, examples, budget)):
@@ -102,21 +104,27 @@ def losses(
                 seen(forest, stats)
             if not batch:  # the other ranks have more to do than this one
                 continue
-            done += 1
+            done.append(batch)
             slots += forest.slots
-            total += loss.item()
-            correct += stats.correct_N.sum().item()
-            entropy += stats.entropy_N.sum().item()
-            for example, value in zip(batch, _sum_by_example(stats.nll_N, forest), strict=True):
-                nll[order[id(example)]] = value
-    total, correct, entropy, slots, done, *nll = add_up_numbers([total, correct, entropy, slots, done, *nll])
+            sums.append(_sums(loss, stats, forest))
+    if backprop:
+        sum_gradients(network)
+    values = iter(torch.cat(sums).tolist() if sums else ())  # expensive: waits for the device, once a step
+    for batch in done:
+        total += next(values)
+        correct += next(values)
+        entropy += next(values)
+        for example in batch:
+            nll[order[id(example)]] = next(values)
+    numbers = add_up_numbers([total, correct, entropy, slots, len(done), *nll])
+    total, correct, entropy, slots, micro_batches_done, *nll = numbers
     supervised = sum(example.targets for example in examples)
     return Losses(
         loss=total,
         tokens=sum(example.tokens for example in examples),
         supervised=supervised,
         slots=int(slots),
-        micro_batches=int(done),
+        micro_batches=int(micro_batches_done),
         token_accuracy=correct / supervised,
         entropy=entropy / supervised,
         examples=tuple(ExampleLoss(e.where, nll[i], e.targets) for i, e in enumerate(examples)),
@@ -129,9 +137,13 @@ def _nothing(examples: Sequence[Example]) -> Losses:
     return Losses(0.0, sum(e.tokens for e in examples), 0, 0, 0, 0.0, 0.0, each)
 
 
-def _sum_by_example(nll_N: torch.Tensor, forest: Forest) -> list[float]:
-    sums = torch.zeros(len(forest.examples), dtype=nll_N.dtype, device=nll_N.device)
-    return sums.index_add_(0, forest.target_example_N, nll_N).tolist()
+def _sums(loss: torch.Tensor, stats: TargetStats, forest: Forest) -> torch.Tensor:
+    """Of a micro-batch: its loss, right predictions, entropy, then −log p of each example; float64, which holds
+    each of them exactly."""
+    nll = torch.zeros(len(forest.examples), dtype=stats.nll_N.dtype, device=stats.nll_N.device)
+    nll.index_add_(0, forest.target_example_N, stats.nll_N)
+    whole = [loss.detach(), stats.correct_N.sum(), stats.entropy_N.sum()]
+    return torch.cat([*(x.double().view(1) for x in whole), nll.double()])
 
 
 @dataclass(frozen=True)

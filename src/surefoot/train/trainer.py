@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,13 @@ from surefoot.data.sources import Source
 from surefoot.errors import UserError
 from surefoot.events import StartEvent
 from surefoot.model.load import save, stop_at
+from surefoot.ranks import by_first, join, rank, together
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
+from surefoot.train.agreement import same_everywhere, to_be_sharded
 from surefoot.train.between import Between
 from surefoot.train.callbacks import Callbacks
+from surefoot.train.distributed import agreed, shard, shard_state
 from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.identity import identity
 from surefoot.train.interrupt import Interrupted, Stopped, asked_to_stop
@@ -38,11 +42,13 @@ from surefoot.train.optim import Optimizers, build, own, refuse_told, schedule
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
+from surefoot.train.restarts import restarted, said_of_the_lost
 from surefoot.train.result import save_result
-from surefoot.train.resume import find
+from surefoot.train.resume import find_together, rows_of_step
 from surefoot.train.selfcheck import quick
 from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
 from surefoot.train.step import Change, Losses, NotFinite, seed_of
+from surefoot.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -77,16 +83,14 @@ class SFTTrainer:
         optimizers: tuple[Any, Any] = (None, None),
         formatting_func: Formatting | None = None,
     ) -> None:
-        self.args = args = args or SFTConfig()
-        self.run = RunFolder(args.output_dir)
+        self.args = args = restarted(args or SFTConfig())
+        join(args.ddp_timeout, args.use_cpu)
+        self.run = RunFolder(args.output_dir, writes=rank() == 0)
         self._formatting = formatting_func
-        self._at_most = args.max_steps * args.step_rows if args.max_steps > 0 else None
-        rows = train_dataset if train_dataset is not None else args.dataset_name
-        source = open_data(rows, args.dataset_train_split, args, self._at_most) if rows is not None else None
-        held_out = self._open_eval(eval_dataset if eval_dataset is not None else args.eval_dataset_name)
-        if source is None and not held_out:
-            raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
-        self.prepared = prepare_model(model, args, processing_class, peft_config)
+        self._step_rows = rows_of_step(self.run, args, args.resume_from_checkpoint)
+        self._at_most = args.max_steps * self._step_rows if args.max_steps > 0 else None
+        source, held_out = together(lambda: self._open(train_dataset, eval_dataset))
+        self.prepared = together(lambda: prepare_model(model, args, processing_class, peft_config))
         self.model = self.prepared.model
         self.processing_class = self.prepared.tokenizer
         self.train_data = self._read(source, self._at_most) if source is not None else None
@@ -94,13 +98,17 @@ class SFTTrainer:
         data = [part for _, part in self._named()]
         ends = dict.fromkeys(end for part in data for end in part.ledger.turn_ends)
         self.prepared.notes.extend(stop_at(self.model, self.processing_class, ends))
-        self.network = prepare_network(self.prepared, data[0].some(LOOKED_AT), self.args)
+        self.network = agreed(
+            together(lambda: prepare_network(self.prepared, data[0].some(LOOKED_AT), self.args))
+        )
         self.progress = Progress(
             micro_batch_tokens=args.micro_batch_tokens or hardware.micro_batch_tokens(self.network.device)
         )
         self.callbacks = Callbacks(self.model, self.processing_class, args, callbacks or ())
         self.state = self.callbacks.state
         self._own_optimizer, self._own_scheduler = optimizers
+        self._shared: str | None = None
+        """How the ranks share the weights, once that is decided."""
         refuse_told(self._own_scheduler)
 
     # The loop ------------------------------------------------------------------------------------------
@@ -111,18 +119,21 @@ class SFTTrainer:
         Returns Hugging Face's closing metrics. Raises Interrupted, after saving, on SIGINT or SIGTERM, and
         NotFinite before an update that would destroy the weights.
         """
-        data, sampler, optimizers, total_steps = self._prepare()
         said = resume_from_checkpoint
         resume = self.args.resume_from_checkpoint if said is None else said
-        with self.run.locked():
+        watchdog = Watchdog(self.args.ddp_timeout)
+        with self._claimed(), watchdog.watching(), said_of_the_lost():
+            data, sampler, optimizers, total_steps = self._prepare(resume)
             between = self._begin(resume, data, optimizers, sampler, total_steps)
             first, run_started = self.progress.step, time.perf_counter()
             with asked_to_stop(between.stop) as stop, between.listening():
                 between.catch_up()
                 for epoch in sampler.epochs(first, total_steps):
                     for step in sampler.steps(epoch, first, total_steps):
+                        stop.ask()
                         if self.progress.enough or stop.signal is not None:
                             break
+                        watchdog.at(f"step {step + 1}")
                         started = time.perf_counter()
                         self._set_learning_rate(optimizers, step, total_steps)
                         examples = data.of_rows(sampler.step(step).tolist())
@@ -132,8 +143,10 @@ class SFTTrainer:
                         change = self._update(between, examples, step)
                         between.after(step, found, change, started)  # log, evaluate, save
                 seconds = time.perf_counter() - run_started
+                stop.ask()
                 if stop.signal is None:
                     between.keeping.last()
+                    stop.ask()
                 if stop.signal is not None:
                     between.end_for_now(seconds)
                     raise Interrupted(stop.signal, self.progress.step, self.run.path)
@@ -162,12 +175,25 @@ class SFTTrainer:
             rows = ", ".join(dict.fromkeys(example.where for example in examples))
             raise NotFinite(f"step {step + 1}: {error}; nothing was updated. Rows: {rows}") from None
 
-    def _prepare(self) -> tuple[Dataset, Sampler, Optimizers, int]:
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """While open, nobody else trains in the run folder."""
+        with ExitStack() as stack:
+            together(lambda: stack.enter_context(self.run.locked()))
+            yield
+
+    def _prepare(self, resume: bool | str) -> tuple[Dataset, Sampler, Optimizers, int]:
+        """Prove the fast path, divide the weights among the ranks, make the optimizer."""
         args, data = self.args, self.train_data
         if data is None:
             raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
+        with working("checking the fast path on some rows"):
+            self.verdict = together(lambda: quick(self.network, data.some(LOOKED_AT)))
+        self.network = agreed(self.verdict.network)
+        self._share_weights()
+        self._step_rows = rows_of_step(self.run, args, resume)
         shuffle = args.train_sampling_strategy == "random"
-        sampler = Sampler(len(data.rows), args.step_rows, args.seed, shuffle)
+        sampler = Sampler(len(data.rows), self._step_rows, args.seed, shuffle)
         total = (
             args.max_steps
             if args.max_steps > 0
@@ -175,6 +201,7 @@ class SFTTrainer:
         )
         mine = self._own_optimizer
         optimizers = build(self.model, args) if mine is None else own(mine, self.model)
+        shard_state(optimizers)
         optimizers.zero_grad()  # whatever gradient the user's model came with is not of our first step
         return data, sampler, optimizers, max(1, total)
 
@@ -214,10 +241,7 @@ class SFTTrainer:
         sampler: Sampler,
         total_steps: int,
     ) -> Between:
-        """Prove the fast path, claim the run folder or go on where its newest checkpoint stands, and plan."""
-        with working("checking the fast path on some rows"):
-            self.verdict = quick(self.network, data.some(LOOKED_AT))
-        self.network = self.verdict.network
+        """Begin in the run folder, or go on where its newest checkpoint stands, and plan."""
         between = Between(
             run=self.run,
             args=self.args,
@@ -230,18 +254,21 @@ class SFTTrainer:
             callbacks=self.callbacks,
             total_steps=total_steps,
             steps_per_epoch=sampler.steps_per_epoch,
+            step_rows=self._step_rows,
         )
         content = describe(self.prepared, self.network, self.args)
         content["data"] = {name: part.to_dict() for name, part in self._named()}
-        content["total_steps"] = total_steps
+        content |= {"total_steps": total_steps, "step_rows": self._step_rows}
+        same_everywhere(content)
         keeping = between.keeping
-        start = find(self.run, self.args, resume, content, keeping.saver)
+        start = find_together(self.run, self.args, resume, content, keeping.saver)
         if start.checkpoint is not None:
             self._replay_scheduler(progress_of(start.checkpoint).step)
-        for said in start.warnings if between.bar is None else ():
+        for said in start.warnings if between.bar is None and rank() == 0 else ():
             warnings.warn(said, stacklevel=3)
         keeping.identity = identity(content)
         keeping.begin(start)
+        together(lambda: None)  # the folder is as it was at that step, for all to read
         self.progress, resumed = between.progress, start.checkpoint is not None
         between.microscope.resume()
         between.microscope.first_look(data.some(LOOKED_AT))
@@ -250,7 +277,7 @@ class SFTTrainer:
         content["machine"]["micro_batch_tokens"] = plan.micro_batch_tokens
         content["tensors"] = between.microscope.names
         content |= {"check": self.verdict.to_dict(), "plan": asdict(plan), "resumed": start.history}
-        self.run.write_config(content)
+        by_first(lambda: self.run.write_config(content))
         between.start(
             StartEvent(
                 step=self.progress.step,
@@ -259,6 +286,7 @@ class SFTTrainer:
                 resumed=resumed,
                 notes=[
                     *start.notes,
+                    *([self._shared] if self._shared else []),
                     *(self.verdict.line, *self.verdict.refused, *plan.reasons),
                     *between.microscope.not_to_be_had(total_steps),
                 ],
@@ -318,6 +346,28 @@ class SFTTrainer:
     def notes(self) -> list[str]:
         """What had to be decided for this model, in words."""
         return [*self.prepared.notes, *self.network.reasons]
+
+    def _share_weights(self) -> None:
+        """Decide, once, whether the weights are cut into a piece for each rank, and cut them."""
+        if self._shared is not None:
+            return
+        cut, self._shared = to_be_sharded(self.network, self.args)
+        if cut and self._own_optimizer is not None:
+            raise UserError(
+                "optimizers: an optimizer of your own holds whole weights, and shard=full cuts them: pass "
+                "shard=none, or choose one with optim"
+            )
+        if cut:
+            self.network = shard(self.network)
+
+    def _open(self, train_dataset: Any, eval_dataset: Any) -> tuple[Source | None, dict[str, Source]]:
+        args = self.args
+        rows = train_dataset if train_dataset is not None else args.dataset_name
+        source = open_data(rows, args.dataset_train_split, args, self._at_most) if rows is not None else None
+        held_out = self._open_eval(eval_dataset if eval_dataset is not None else args.eval_dataset_name)
+        if source is None and not held_out:
+            raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
+        return source, held_out
 
     def _named(self) -> Iterator[tuple[str, Dataset]]:
         if self.train_data is not None:
