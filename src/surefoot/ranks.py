@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -35,14 +36,28 @@ class StoppedElsewhere(StoppedError):  # noqa: N818
     """Another rank had to stop, and says why."""
 
 
+_by_itself = False
+
+
 def rank() -> int:
     """Which of the processes this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _by_itself else 0
 
 
 def ranks() -> int:
     """How many processes take a step together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """While open, this process takes itself for the only one: it computes all by itself, and asks nobody."""
+    global _by_itself
+    before, _by_itself = _by_itself, True
+    try:
+        yield
+    finally:
+        _by_itself = before
 
 
 def local_rank() -> int:

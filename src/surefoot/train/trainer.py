@@ -27,7 +27,7 @@ from surefoot.data.sources import Source
 from surefoot.errors import UserError
 from surefoot.events import StartEvent
 from surefoot.model.load import save, stop_at
-from surefoot.ranks import by_first, join, rank, together
+from surefoot.ranks import by_first, by_itself, join, rank, together
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.agreement import same_everywhere, to_be_sharded
@@ -45,7 +45,7 @@ from surefoot.train.recompute import checkpoint_layers
 from surefoot.train.restarts import restarted, said_of_the_lost
 from surefoot.train.result import save_result
 from surefoot.train.resume import find_together, rows_of_step
-from surefoot.train.selfcheck import quick
+from surefoot.train.selfcheck import Verdict, quick
 from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
 from surefoot.train.step import Change, Losses, NotFinite, seed_of
 from surefoot.train.watchdog import Watchdog
@@ -188,7 +188,7 @@ class SFTTrainer:
         if data is None:
             raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
         with working("checking the fast path on some rows"):
-            self.verdict = together(lambda: quick(self.network, data.some(LOOKED_AT)))
+            self.verdict = together(lambda: self._checked(data))
         self.network = agreed(self.verdict.network)
         self._share_weights()
         self._step_rows = rows_of_step(self.run, args, resume)
@@ -346,6 +346,10 @@ class SFTTrainer:
     def notes(self) -> list[str]:
         """What had to be decided for this model, in words."""
         return [*self.prepared.notes, *self.network.reasons]
+
+    def _checked(self, data: Dataset) -> Verdict:
+        with by_itself():
+            return quick(self.network, data.some(LOOKED_AT))
 
     def _share_weights(self) -> None:
         """Decide, once, whether the weights are cut into a piece for each rank, and cut them."""
