@@ -35,6 +35,8 @@ ORDER = [
     ["model.adapter_folder", "model.hub"],
     ["model.network"],
     ["model.load", "model.adapters", "model.flops"],
+    ["model.blueprint"],
+    ["model.excerpt", "model.filling"],
     ["events"],
     ["runfolder"],
     ["train.hardware", "train.interrupt", "train.plain", "train.progress", "train.restarts", "train.watchdog"],
