@@ -14,14 +14,21 @@ import sys
 from importlib import import_module
 from typing import Any
 
+IMPORTED = (
+    *("surefoot.train.trainer", "surefoot.commands.train", "surefoot.data.sources", "peft"),
+    *("transformers.models.llama.modeling_llama", "numpy.ma", "numpy.ctypeslib"),
+)
+
 
 def serve() -> None:
     """Fork a child for every request, and report its end."""
     import torch
 
     torch.set_num_threads(1)
-    for name in ("surefoot.train.trainer", "surefoot.commands.train", "surefoot.data.sources", "peft"):
+    for name in IMPORTED:
         import_module(name)
+    # Hundreds of regular expressions, which each child would compile for itself to load a model.
+    import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     wake, asleep = os.pipe()
     os.set_blocking(asleep, False)
     signal.set_wakeup_fd(asleep)

@@ -67,7 +67,14 @@ def parse(
     settings: Any = type(
         "Flags",
         bases,
-        {"model_config": SettingsConfigDict(extra="forbid", cli_avoid_json=True, cli_hide_none_type=True)},
+        {
+            "model_config": SettingsConfigDict(
+                extra="forbid",
+                cli_avoid_json=True,
+                cli_hide_none_type=True,
+                use_attribute_docstrings=False,  # the fields have theirs, and looking for more is slow
+            )
+        },
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
