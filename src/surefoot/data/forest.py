@@ -48,23 +48,42 @@ class Forest:
         return len(self.ids_T)
 
     @cached_property
+    def host(self) -> tuple[np.ndarray, np.ndarray]:
+        """`position_T` and `subtree_end_T` in the host's memory, for what is laid out there. Waits for the device,
+        but for a forest that `to` has brought there."""
+        return self.position_T.cpu().numpy(), self.subtree_end_T.cpu().numpy()
+
+    @cached_property
     def trees(self) -> list[tuple[int, int]]:
         """(first slot, one past the last slot) of each tree, in order."""
-        starts = (self.position_T == 0).nonzero().flatten().tolist()
+        starts = np.flatnonzero(self.host[0] == 0).tolist()
         return list(zip(starts, [*starts[1:], len(self.ids_T)], strict=True))
+
+    @cached_property
+    def longest(self) -> int:
+        """Slots of the largest tree; no path is longer."""
+        return max(end - start for start, end in self.trees)
 
     @cached_property
     def branches(self) -> bool:
         """Whether any two slots have the same parent."""
-        return len(branch_starts(self.position_T.cpu().numpy())) > len(self.trees)
+        return len(branch_starts(self.host[0])) > len(self.trees)
 
     def to(self, device: torch.device) -> Forest:
-        """The same forest on `device`."""
+        """The same forest on `device`; the host goes on without waiting for it."""
+        host = self.host
         if self.ids_T.device == device:
             return self
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
+        moved = replace(self, **{name: sent(x, device) for name, x in tensors.items()})
+        vars(moved)["host"] = host
+        return moved
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's on `device`; to a GPU through page-locked memory, so that the host does not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def branch_starts(position_T: np.ndarray) -> np.ndarray:

@@ -18,15 +18,19 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
-from surefoot.data.forest import Forest
+from surefoot.data.forest import Forest, sent
 from surefoot.model.tiled import Scores, tiled_attention
 
 NAME = "surefoot"
 FLEX_WIDTH = 16
 """Narrowest head that FlexAttention takes."""
+LOOKS_FOR_PADDING = "warn_if_padding_and_no_attention_mask"
+BLOCK = 128
+"""Slots of a block of FlexAttention's mask."""
 
 
 class CannotAttend(Exception):  # noqa: N818
@@ -62,10 +66,9 @@ def forest_attention(
     odd = sorted(name for name in ("position_bias", "cache") if others.get(name) is not None)
     if odd or attention_mask is not None:
         raise CannotAttend(f"the model hands its attention {', '.join(odd) or 'a mask of its own'}")
-    longest = max(end - start for start, end in forest.trees)  # no path is longer than its tree
     scores = Scores(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window if sliding_window is not None and sliding_window < longest else None,
+        window=sliding_window if sliding_window is not None and sliding_window < forest.longest else None,
         softcap=softcap,
         dropout=dropout,
     )
@@ -87,15 +90,15 @@ def _varlen(
     """All trees in one kernel, [1, T, H, Dh]; needs CUDA, half precision and no branches."""
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds, longest = _bounds(forest)
+    bounds = _bounds(forest)
     out = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         bounds,
         bounds,
-        longest,
-        longest,
+        forest.longest,
+        forest.longest,
         scale=scores.scale,
         window_size=(-1 if scores.window is None else scores.window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -104,14 +107,12 @@ def _varlen(
     return out[None]
 
 
-def _bounds(forest: Forest) -> tuple[torch.Tensor, int]:
-    """First slot of each tree and the end of the last, int32 on the device, and the longest tree; kept with
-    the forest, so that the layers do not wait for a copy each."""
+def _bounds(forest: Forest) -> torch.Tensor:
+    """First slot of each tree and the end of the last, int32 on the device; kept for all layers."""
     kept = vars(forest)
     if "_bounds" not in kept:
-        bounds = [0, *(end for _, end in forest.trees)]
-        longest = max(end - start for start, end in forest.trees)
-        kept["_bounds"] = torch.tensor(bounds, dtype=torch.int32, device=forest.ids_T.device), longest
+        bounds = torch.tensor([0, *(end for _, end in forest.trees)], dtype=torch.int32)
+        kept["_bounds"] = sent(bounds, forest.ids_T.device)
     return kept["_bounds"]
 
 
@@ -138,8 +139,11 @@ def _flex(
 
 
 def _block_mask(forest: Forest, window: int | None) -> Any:
-    """FlexAttention's mask of `forest` under a sliding window (by depth, not by slot); kept with the forest."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """FlexAttention's mask of `forest` under a sliding window (by depth, not by slot); kept with the forest.
+
+    Equals torch's `create_block_mask`, which tries every pair of slots.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     kept: dict[int | None, Any] = vars(forest).setdefault("_block_masks", {})
     if window not in kept:
@@ -149,9 +153,34 @@ def _block_mask(forest: Forest, window: int | None) -> Any:
             on_path = (k <= q) & (q < end_T[k])
             return on_path if window is None else on_path & (depth_T[q] - depth_T[k] < window)
 
-        device = str(end_T.device)
-        kept[window] = create_block_mask(seen, None, None, forest.slots, forest.slots, device=device)
+        partly, wholly = (_in_order(blocks, end_T.device) for blocks in seen_blocks(forest, window))
+        kept[window] = BlockMask.from_kv_blocks(
+            *partly, *wholly, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(forest.slots, forest.slots)
+        )
     return kept[window]
+
+
+def seen_blocks(forest: Forest, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Which blocks of `BLOCK` slots see a part, and which see all, of which blocks: two bool arrays [query blocks,
+    key blocks]. Under a window a part may be none."""
+    depth_T, end_T = forest.host
+    start_B = np.arange(0, forest.slots, BLOCK)
+    before_BB = start_B[:, None] > start_B
+    some_BB = before_BB & (np.maximum.reduceat(end_T, start_B) > start_B[:, None])
+    some_BB |= np.eye(len(start_B), dtype=bool)
+    all_BB = before_BB & (np.minimum.reduceat(end_T, start_B) >= start_B[:, None] + BLOCK)
+    if window is not None:
+        low_B, high_B = np.minimum.reduceat(depth_T, start_B), np.maximum.reduceat(depth_T, start_B)
+        some_BB &= low_B[:, None] - high_B < window
+        all_BB &= high_B[:, None] - low_B < window
+    return some_BB & ~all_BB, all_BB
+
+
+def _in_order(blocks_BB: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each block of queries sees, and which, these first; int32, for all batches and heads."""
+    order_BB = np.argsort(~blocks_BB, axis=-1, kind="stable")
+    count, order = (torch.from_numpy(x.astype(np.int32)) for x in (blocks_BB.sum(-1), order_BB))
+    return sent(count, device)[None, None], sent(order, device)[None, None]
 
 
 @cache
@@ -162,23 +191,31 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True) if torch.cuda.is_available() else flex_attention
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The layout says what sees what; a mask of T × T slots is never built."""
+def _no_padding(*args: Any, **kwargs: Any) -> None:
+    """A forest has no slot of padding; to look for it would be to wait for the device."""
 
 
 @contextmanager
 def attending_forests(model: PreTrainedModel) -> Iterator[None]:
-    """While open, the model's attention is `forest_attention`. Keep it open until backward is through."""
+    """While open, the model's attention is `forest_attention`. Keep it open until backward is through.
+
+    No mask function goes with it, so no mask of T × T slots is built; with one, transformers would look at the
+    positions first, and the host would wait for the device in each forward pass.
+    """
     AttentionInterface.register(NAME, forest_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
     configs = {
         id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)
     }
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    warning = [module for module in model.modules() if hasattr(module, LOOKS_FOR_PADDING)]
     try:
+        for module in warning:
+            vars(module)[LOOKS_FOR_PADDING] = _no_padding
         for config in configs.values():
             config._attn_implementation_internal = NAME
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
+        for module in warning:
+            vars(module).pop(LOOKS_FOR_PADDING, None)

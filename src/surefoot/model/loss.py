@@ -217,12 +217,16 @@ class _TargetLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scale = grad_outputs[0]
         gradients, ctx.gradients = ctx.gradients, (None, None, None)
-        # On the CPU the check is free and saves a pass over the head's gradient; on CUDA it would wait for it.
-        if scale.device.type != "cpu" or scale != 1:
+        if not _surely_one(scale):
             gradients = tuple(None if g is None else g * scale.to(g.dtype) for g in gradients)
         if ctx.on_gradient is not None and gradients[1] is not None:
             ctx.on_gradient(gradients[1])
         return (*gradients, None, None, None, None, None, None)
+
+
+def _surely_one(scale: torch.Tensor) -> bool:
+    """Whether it is known without waiting for a device; it saves a pass over the head's gradient."""
+    return scale.device.type == "cpu" and bool(scale == 1)
 
 
 def _error(

@@ -154,8 +154,10 @@ class Network:
         """Logits [N, V] of the targets by the model's own forward; logits of other slots are not computed
         where the model can help it. Of a sharded model: inside `gathered`."""
         parts = []
-        for index, (start, end) in enumerate(forest.trees):
-            slot = forest.target_slot_N[forest.target_example_N == index] - start
+        counts = [example.targets for example in forest.examples] or [0]
+        slots_of_trees = forest.target_slot_N.split(counts)
+        for (start, end), slot_of_tree in zip(forest.trees, slots_of_trees, strict=True):
+            slot = slot_of_tree - start
             ids = forest.ids_T[start:end][None]
             logits_LV = self.core(input_ids=ids, use_cache=False, logits_to_keep=slot).logits[0]
             parts.append(logits_LV if len(logits_LV) == len(slot) else logits_LV[slot])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from surefoot.data.forest import Forest, branch_starts
+from surefoot.data.forest import Forest, branch_starts, sent
 
 TILE = 128
 """Most query slots of a tile."""
@@ -86,7 +86,7 @@ def layout(forest: Forest, window: int | None) -> Layout:
 
 def _lay_out(forest: Forest, window: int | None) -> Layout:
     device = forest.ids_T.device
-    position_T, end_T = forest.position_T.cpu().numpy(), forest.subtree_end_T.cpu().numpy()
+    position_T, end_T = forest.host
     tiles = [_tile(start, end, position_T, end_T, window) for start, end in cut(position_T)]
     blocks, place, once = [], np.empty(len(position_T), np.int64), np.full(len(position_T), -1)
     queries = keys = 0
@@ -100,8 +100,8 @@ def _lay_out(forest: Forest, window: int | None) -> Layout:
             once[tile.keys] = np.arange(len(tile.keys)) + keys + row * block.key_BK.shape[1]
         keys += block.key_BK.numel()
         blocks.append(_to(block, device))
-    place_T = torch.from_numpy(place).to(device)
-    return Layout(tuple(blocks), place_T, torch.from_numpy(once).to(device) if single else None)
+    place_T = sent(torch.from_numpy(place), device)
+    return Layout(tuple(blocks), place_T, sent(torch.from_numpy(once), device) if single else None)
 
 
 def cut(position_T: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -188,5 +188,5 @@ def _side_by_side(tiles: list[_Tile]) -> Block:
 def _to(block: Block, device: torch.device) -> Block:
     if device.type == "cpu":
         return block
-    query_BQ, key_BK, bias_BQK = (x.to(device) for x in (block.query_BQ, block.key_BK, block.bias_BQK))
+    query_BQ, key_BK, bias_BQK = (sent(x, device) for x in (block.query_BQ, block.key_BK, block.bias_BQK))
     return Block(query_BQ, key_BK, block.open, bias_BQK, block.ranges)
