@@ -5,6 +5,7 @@ Nothing here touches weights, gradients or random state.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,11 @@ from surefoot.config import Watch
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Conversation, Example
 from surefoot.model.network import Network
+from surefoot.ranks import rank, ranks, texts
 from surefoot.train.step import losses
+
+NO_PROMPT = np.zeros(1, np.int64)
+"""What a rank goes on with that has no prompt left while others have."""
 
 
 @dataclass(frozen=True)
@@ -90,28 +95,44 @@ def answer(
     """Greedy answers to the prompts of `examples`, in their order.
 
     Prompts of similar length go together, padded on the left, so that a batch costs little more than its
-    longest answer; `batch_tokens` bounds prompts plus answers of a batch.
+    longest answer; `batch_tokens` bounds prompts plus answers of a batch. Several ranks take a batch each, and all
+    know all answers.
     """
-    texts: dict[int, str] = {}
-    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
+    found: dict[int, str] = {}
     with evaluating(network):
-        while by_length:
-            longest = len(examples[by_length[-1]].prompt_ids) + max_new_tokens
-            size = max(1, min(64, batch_tokens // longest))
-            batch, by_length = by_length[-size:], by_length[:-size]
+        for batch in _own_batches(network, examples, max_new_tokens, batch_tokens):
             prompts = [examples[i].prompt_ids for i in batch]
-            answers = generate(network, tokenizer, prompts, max_new_tokens, going)
-            for i, ids in zip(batch, answers, strict=True):
-                texts[i] = str(tokenizer.decode(ids, skip_special_tokens=True))
+            answers = generate(network, tokenizer, prompts or [NO_PROMPT], max_new_tokens, going)
+            for i, ids in zip(batch, answers, strict=False):
+                found[i] = str(tokenizer.decode(ids, skip_special_tokens=True))
+    for said in texts(json.dumps(found)):
+        found.update({int(i): text for i, text in json.loads(said).items()})
     return [
         Answer(
             where=example.where,
             prompt=str(tokenizer.decode(example.prompt_ids)),
-            answer=texts[i],
+            answer=found[i],
             want=str(tokenizer.decode(example.completion_ids, skip_special_tokens=True)),
         )
         for i, example in enumerate(examples)
     ]
+
+
+def _own_batches(
+    network: Network, examples: Sequence[Example], max_new_tokens: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """This rank's part of the batches, which are the same for any number of ranks. Of a sharded model each rank has
+    as many, empty ones if need be: all take part in every forward pass."""
+    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
+    batches = []
+    while by_length:
+        longest = len(examples[by_length[-1]].prompt_ids) + max_new_tokens
+        size = max(1, min(64, batch_tokens // longest))
+        batches.append(by_length[-size:])
+        by_length = by_length[:-size]
+    if network.root is not None:
+        batches += [[] for _ in range(-len(batches) % ranks())]
+    yield from batches[rank() :: ranks()]
 
 
 def generate(
@@ -129,7 +150,8 @@ def generate(
     width = max(len(ids) for ids in prompts)
     padded = [np.pad(ids, (width - len(ids), 0), constant_values=pad) for ids in prompts]
     seen = [np.pad(np.ones(len(ids), np.int64), (width - len(ids), 0)) for ids in prompts]
-    out = generating(network.model)(
+    write = partial(
+        generating(network.model),
         input_ids=torch.from_numpy(np.stack(padded).astype(np.int64)).to(network.device),
         attention_mask=torch.from_numpy(np.stack(seen)).to(network.device),
         max_new_tokens=max_new_tokens,
@@ -140,7 +162,9 @@ def generate(
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
         stopping_criteria=[partial(_stopping, going)],
+        synced_gpus=network.root is not None,
     )
+    out = network.gathered(write)
     return [_until(ids, ends) for ids in out[:, width:].tolist()]
 
 

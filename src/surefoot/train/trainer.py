@@ -30,7 +30,7 @@ from surefoot.model.load import save, stop_at
 from surefoot.ranks import by_first, by_itself, join, rank, together
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
-from surefoot.train.agreement import same_everywhere, to_be_sharded
+from surefoot.train.accord import same_everywhere, to_be_sharded
 from surefoot.train.between import Between
 from surefoot.train.callbacks import Callbacks
 from surefoot.train.distributed import agreed, shard, shard_state
