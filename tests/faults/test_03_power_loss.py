@@ -82,6 +82,15 @@ def argv(path: Path, place: Path) -> list[Any]:
     return ["train", path, "--output_dir", place / "run", "--save_total_limit", 2]
 
 
+def digest(committed: list[int], tree: Tree) -> bytes:
+    """Of what a disk holds, and what was said to be saved."""
+    found = hashlib.sha256(repr(committed).encode())
+    for path, content in tree.items():
+        found.update(repr((path, None if content is None else len(content))).encode())
+        found.update(content or b"")
+    return found.digest()
+
+
 def states(trace: Trace, first: int = 0) -> Iterator[tuple[int, str, Tree]]:
     """Each disk that there can be: after how many operations, in which way, and what it holds."""
     seen = set()
@@ -89,7 +98,7 @@ def states(trace: Trace, first: int = 0) -> Iterator[tuple[int, str, Tree]]:
         for name, way in WAYS.items():
             keep = any_part(way * 1_000_003 + operations) if isinstance(way, int) else way
             tree = trace.after(operations, keep)
-            known = hashlib.sha256(repr((trace.committed(operations), tree)).encode()).digest()
+            known = digest(trace.committed(operations), tree)
             if known not in seen:
                 seen.add(known)
                 yield operations, name, tree
