@@ -6,9 +6,11 @@
       state.json              progress, what of the optimizer is no tensor, callbacks, what run it is of
       manifest.json           written last: step, loss, why it was saved; size and sha256 of each file
 
-1. `Snapshot` holds the state, or a copy of it.
+Of sharded weights each rank writes its own pieces, at the same time, into one folder; see `pieces`.
+
+1. `Snapshot` holds the state, or a copy of it: of several ranks, what this one writes.
 2. `write` puts it on the disk under another name, syncs it, and renames it: it is there whole, or not at all.
-3. `load` puts it back, once `manifest.verify` has found it to be what was written.
+3. `load` puts it back, once `manifest.verify` has found it to be what was written, onto any number of ranks.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from surefoot.errors import UserError
-from surefoot.regular import open_regular
+from surefoot.ranks import rank, ranks
 from surefoot.runfolder import numbered
+from surefoot.train.agreement import Agreement, Files
+from surefoot.train.distributed import local
 from surefoot.train.manifest import (
+    INDEX,
     MANIFEST,
     OPTIMIZER,
     QUARANTINE,
@@ -38,10 +41,12 @@ from surefoot.train.manifest import (
     Progress,
     digest,
     name_of,
+    piece_name,
     progress_of,
     state_of,
 )
 from surefoot.train.optim import Optimizers
+from surefoot.train.pieces import Pieces, StateAs, cut, index, own
 from surefoot.train.storage import Storage
 from surefoot.train.tensorfile import TensorFile
 
@@ -60,18 +65,32 @@ class Snapshot:
         because: str,
         **more: Any,
     ) -> None:
-        """`more`: what else goes to state.json, as plain values."""
+        """`more`: what else goes to state.json, as plain values. Raises UserError for a state that no checkpoint
+        can hold."""
         self.step, self.loss, self.because = progress.step, progress.last_loss, because
         tensors, plain = optimizers.state()
         groups = optimizers.groups_state(tensors)
-        self.tensors = {WEIGHTS: TensorFile(kept_tensors(model)), OPTIMIZER: TensorFile(tensors)}
-        content = {
-            "progress": asdict(progress),
-            "optimizer": plain,
-            "groups": groups,
-            **more,
+        whole = {WEIGHTS: kept_tensors(model), OPTIMIZER: tensors}
+        self.in_pieces = ranks() > 1 and any(cut(t) for file in whole.values() for t in file.values())
+        self.writers = range(ranks() if self.in_pieces else 1)
+        """Ranks that have something to write."""
+        self.tensors = {
+            piece_name(name, rank(), ranks()) if self.in_pieces else name: TensorFile(own(file))
+            for name, file in (whole.items() if rank() in self.writers else ())
         }
-        self.state = json.dumps(content).encode()
+        self.plain = hashlib.sha256(json.dumps([plain, groups]).encode()).hexdigest()
+        """Of what of the optimizer is no tensor: it must be the same on all ranks."""
+        self.texts: dict[str, bytes] = {}
+        if rank() == 0:
+            content = {
+                "progress": asdict(progress),
+                "optimizer": plain,
+                "groups": groups,
+                **more,
+            }
+            self.texts[STATE] = json.dumps(content).encode()
+        if rank() == 0 and self.in_pieces:
+            self.texts[INDEX] = json.dumps(index(whole)).encode()
         self.copied = False
 
     @property
@@ -82,7 +101,7 @@ class Snapshot:
     @property
     def bytes(self) -> int:
         """What it takes on the disk."""
-        return self.tensor_bytes + len(self.state)
+        return self.tensor_bytes + sum(map(len, self.texts.values()))
 
     def copy(self, spare: dict[str, mmap | None]) -> None:
         """Make it independent of what training does next. Raises MemoryError or OSError.
@@ -101,39 +120,69 @@ class Snapshot:
         """Name and content of each file but the manifest."""
         for name, file in self.tensors.items():
             yield name, file.pieces()
-        yield STATE, iter([memoryview(self.state)])
+        for name, text in self.texts.items():
+            yield name, iter([memoryview(text)])
 
 
 # Writing ---------------------------------------------------------------------------------------------------
 
 
 def write(
-    storage: Storage, folder: Path, snapshot: Snapshot, going: Callable[[], None] = lambda: None
+    storage: Storage,
+    folder: Path,
+    snapshot: Snapshot,
+    going: Callable[[], None] = lambda: None,
+    others: Agreement | None = None,
 ) -> Path:
     """Commit a checkpoint under `folder`, which must be there; returns its path.
 
-    `going` is called between pieces, and may raise to give up. Raises OSError, and nothing is committed then.
+    `going` is called between pieces, and may raise to give up. Of several ranks all call it, with what they say to
+    each `others`. Raises OSError or NotWrittenError, the same on all, and nothing is committed then.
     """
     final = folder / name_of(snapshot.step)
-    partial = _unused(folder, f".{final.name}.partial")
-    storage.make_folder(partial)
-    files = {}
-    for name, pieces in snapshot.files():
-        files[name] = _write_file(storage, partial / name, pieces, going)
-    content = {"version": VERSION, "step": snapshot.step, "loss": snapshot.loss, "because": snapshot.because}
-    content["files"] = files
+
+    def make() -> str:
+        partial = _unused(folder, f".{final.name}.partial")
+        storage.make_folder(partial)
+        return partial.name
+
+    def part(name: str) -> Files:
+        on = going if others is None else others.going
+        files = {
+            file: _write_file(storage, folder / name / file, pieces, on) for file, pieces in snapshot.files()
+        }
+        storage.sync_folder(folder / name)
+        return files
+
+    def commit(name: str, files: Files) -> None:
+        _commit(storage, folder / name, final, snapshot, files, going)
+
+    if others is None:
+        name = make()
+        commit(name, part(name))
+    elif rank() == 0:
+        others.lead(make, part, commit)
+    else:
+        others.follow(part)
+    return final
+
+
+def _commit(
+    storage: Storage, partial: Path, final: Path, snapshot: Snapshot, files: Files, going: Callable[[], None]
+) -> None:
+    """Write the manifest, and give the folder its name."""
+    content: dict[str, Any] = {"version": VERSION if snapshot.in_pieces else 1, "step": snapshot.step}
+    content |= {"loss": snapshot.loss, "because": snapshot.because, "files": files}
     content["digest"] = digest(content)
     text = json.dumps(content, indent=1).encode()
-    storage.sync_folder(partial)
     _write_file(storage, partial / MANIFEST, iter([memoryview(text)]), going)
     storage.sync_folder(partial)
     storage.rename(partial, final)
     try:
-        storage.sync_folder(folder)
+        storage.sync_folder(final.parent)
     except OSError:  # a power failure might undo the name, so nothing is to count on it
         storage.rename(final, partial)
         raise
-    return final
 
 
 def _write_file(
@@ -212,35 +261,29 @@ def load(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> Progress
     content = state_of(path)
     progress = progress_of(path, content)
     load_weights(path, model)
-    tensors = _tensors(path / OPTIMIZER)
     try:
-        optimizers.load_state(tensors, content["optimizer"], content["groups"])
+        with Pieces(path, OPTIMIZER) as pieces:
+            optimizers.load_state(StateAs(pieces, optimizers), content["optimizer"], content["groups"])
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its optimizer state is of another run: {error}") from None
     return progress
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Put the trained weights back. Raises UserError when they are of another model."""
-    weights, own = _tensors(path / WEIGHTS), kept_tensors(model)
-    odd = sorted(set(own) ^ set(weights)) or [
-        name
-        for name in own
-        if (own[name].shape, own[name].dtype) != (weights[name].shape, weights[name].dtype)
-    ]
-    if odd:
-        raise UserError(f"{path}: the checkpoint is of another model or another choice of weights ({odd[0]})")
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
-
-
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        open_regular(path, follow=False).close()
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    """Put the trained weights back; of sharded ones, this rank's rows. Raises UserError when they are of another
+    model."""
+    known = kept_tensors(model)
+    with Pieces(path, WEIGHTS) as pieces, torch.no_grad():
+        odd = sorted(set(known) ^ pieces.names())
+        odd = odd or [name for name, tensor in known.items() if not pieces.holds(name, tensor)]
+        if odd:
+            raise UserError(
+                f"{path}: the checkpoint is of another model or another choice of weights ({odd[0]})"
+            )
+        for name, tensor in known.items():
+            local(tensor).copy_(local(pieces.like(name, tensor)))
 
 
 def newest(folder: Path) -> Path | None:

@@ -7,15 +7,18 @@ looked at is free to change; what changes only the rounding (another machine, an
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
+from surefoot.ranks import rank, ranks, texts
 from surefoot.train.tensorfile import bytes_of
 
 LOOKING = (
@@ -155,18 +158,32 @@ def _rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def weights_digest(model: torch.nn.Module, *, frozen_only: bool = False) -> str:
-    """sha256 of a model's weights; `frozen_only`: of those that do not train."""
-    weights = {
-        name: p.detach()
+    """sha256 of a model's weights; `frozen_only`: of those that do not train.
+
+    Of a sharded model all ranks must call it, and get the digest that one rank would: the weights are gathered one
+    after the other, and hashed by the ranks in turn.
+    """
+    weights = [
+        (name, p.detach())
         for name, p in model.named_parameters(remove_duplicate=True)
         if not (frozen_only and p.requires_grad)
+    ]
+    if not any(isinstance(weight, DTensor) for _, weight in weights):
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets go of Python's lock
+            return hashlib.sha256(b"".join(pool.map(_digest, weights))).hexdigest()
+    own = {}
+    for number, (name, weight) in enumerate(weights):
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if number % ranks() == rank():
+            own[number] = _digest((name, whole)).hex()
+    found = {
+        int(number): digest for said in texts(json.dumps(own)) for number, digest in json.loads(said).items()
     }
+    return hashlib.sha256(bytes.fromhex("".join(found[number] for number in sorted(found)))).hexdigest()
 
-    def of(item: tuple[str, torch.Tensor]) -> bytes:
-        name, weight = item
-        digest = hashlib.sha256(f"{name} {weight.dtype} {list(weight.shape)}\0".encode())
-        digest.update(bytes_of(weight))
-        return digest.digest()
 
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets go of Python's lock
-        return hashlib.sha256(b"".join(pool.map(of, weights.items()))).hexdigest()
+def _digest(item: tuple[str, torch.Tensor]) -> bytes:
+    name, weight = item
+    digest = hashlib.sha256(f"{name} {weight.dtype} {list(weight.shape)}\0".encode())
+    digest.update(bytes_of(weight))
+    return digest.digest()

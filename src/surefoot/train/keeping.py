@@ -12,20 +12,12 @@ from surefoot.config import SFTConfig
 from surefoot.errors import UserError
 from surefoot.events import AlertEvent, CheckpointEvent, Event
 from surefoot.model.network import Network
+from surefoot.ranks import by_first, local_ranks, rank, texts, together
 from surefoot.runfolder import RunFolder, numbered
 from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
 from surefoot.train.checkpoint import Snapshot, kept_tensors, load, load_weights
-from surefoot.train.manifest import (
-    OPTIMIZER,
-    WEIGHTS,
-    Manifest,
-    Progress,
-    manifest_of,
-    name_of,
-    state_of,
-    verify,
-)
+from surefoot.train.manifest import Manifest, Progress, manifest_of, name_of, state_of, verify
 from surefoot.train.optim import Optimizers
 from surefoot.train.resume import Start
 from surefoot.train.saver import Saver
@@ -54,7 +46,12 @@ class Keeping:
         self.predicted_peak_bytes = 0
         self._untold: Path | None = None
         """A checkpoint that is there because the run was stopped: nobody was told that it was saved."""
-        self.saver = Saver(run, limit=args.save_total_limit, memory_left=self._memory_left)
+        self.saver = Saver(
+            run,
+            limit=args.save_total_limit,
+            memory_left=self._memory_left,
+            timeout_seconds=args.ddp_timeout,
+        )
 
     def begin(self, start: Start) -> None:
         """Make ready to save; put weights, optimizer and progress back from where the run goes on, and cut the
@@ -66,14 +63,15 @@ class Keeping:
         self.saver.begin(needed)
         if start.checkpoint is None:
             if start.own:
-                self.run.go_back(0, 0)
+                together(lambda: self.run.go_back(0, 0))
             return
-        self.progress = load(start.checkpoint, self.network.model, self.optimizers)
+        path, model = start.checkpoint, self.network.model
+        self.progress = together(lambda: load(path, model, self.optimizers))
         self.callbacks.restore(state_of(start.checkpoint)["callbacks"])
         state = self.callbacks.state
         state.best_metric, state.best_global_step = self.progress.best_metric, self.progress.best_step
         if start.own:
-            self.run.go_back(self.progress.step, self.progress.events_size)
+            together(lambda: self.run.go_back(self.progress.step, self.progress.events_size))
             self._tell_again()
             if manifest_of(start.checkpoint).because == STOPPED:
                 self._untold = start.checkpoint
@@ -105,7 +103,7 @@ class Keeping:
                 step=manifest.step,
                 path=path.name,
                 because=because,
-                tensor_bytes=sum(manifest.files[name]["size"] for name in (WEIGHTS, OPTIMIZER)),
+                tensor_bytes=manifest.tensor_bytes,
                 stall_seconds=0.0,
                 commit_seconds=0.0,
             )
@@ -138,11 +136,12 @@ class Keeping:
         )
 
     def _memory_left(self) -> int:
-        """Bytes that a copy of the state may take: what is free, but for what a step will still need."""
+        """Bytes that a copy of the state may take: what is free, but for what a step will still need. The ranks
+        of a machine share it."""
         place = torch.device("cpu")
         on_cpu = self.network.device == place
         needed = max(0, self.predicted_peak_bytes - hardware.held_bytes(place)) if on_cpu else 0
-        return hardware.free_bytes(place) - needed
+        return hardware.free_bytes(place) // local_ranks() - needed
 
     def tell(self, news: Iterable[Event]) -> None:
         """Events of saves."""
@@ -165,7 +164,8 @@ class Keeping:
         """With `load_best_model_at_end`: the best weights instead of the last."""
         best = self.progress.best_step
         if self.args.load_best_model_at_end and best is not None and best != self.progress.step:
-            path = self.run.checkpoints / name_of(best)
-            if path.is_dir():  # not when the best was before the first step
-                verify(path)
-                load_weights(path, self.network.model)
+            path, model = self.run.checkpoints / name_of(best), self.network.model
+            there = texts("there" if rank() == 0 and path.is_dir() else "")[0]
+            if there:  # not when the best was before the first step
+                by_first(lambda: verify(path))
+                together(lambda: load_weights(path, model))

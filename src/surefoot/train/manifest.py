@@ -1,6 +1,8 @@
 """What a checkpoint on the disk says, and whether it is what was written. Without torch, so that looking is quick.
 
-manifest.json is written last, and gives step, loss, why it was saved, and size and sha256 of each file.
+manifest.json is written last, and gives step, loss, why it was saved, and size and sha256 of each file. One rank
+writes a file of weights and one of optimizer state; of sharded ones each rank writes its own, and index.json tells
+what is in them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +21,20 @@ from typing import Any, cast
 from surefoot.errors import UserError
 from surefoot.regular import open_regular, text_of
 
-VERSION = 1
-WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
+VERSION = 2
+"""The newest that is read: a checkpoint in pieces. One that is not is of version 1."""
+WEIGHTS, OPTIMIZER, STATE, INDEX, MANIFEST = (
     "weights.safetensors",
     "optimizer.safetensors",
     "state.json",
+    "index.json",
     "manifest.json",
 )
 QUARANTINE = "quarantine"
 LARGEST_MANIFEST_BYTES = 1 << 20
 LARGEST_STATE_BYTES = 1 << 30
+MOST_AT_ONCE = 16
+"""Files that are read side by side."""
 LOST = (errno.EIO, errno.EBADMSG, errno.ENXIO, getattr(errno, "EUCLEAN", errno.EIO))
 """What reading says when a disk no longer has what was written."""
 
@@ -75,9 +82,28 @@ class Manifest:
     def bytes(self) -> int:
         return sum(int(file["size"]) for file in self.files.values())
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Of weights and optimizer state."""
+        return sum(int(file["size"]) for name, file in self.files.items() if name.endswith(".safetensors"))
+
 
 def name_of(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def piece_name(file: str, rank: int, ranks: int) -> str:
+    """Of one rank's part of a file."""
+    stem, dot, kind = file.partition(".")
+    return f"{stem}-{rank:05d}-of-{ranks:05d}{dot}{kind}"
+
+
+def _file_names(files: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint of so many files has."""
+    if INDEX not in files:
+        return [WEIGHTS, OPTIMIZER, STATE]
+    ranks = (len(files) - 2) // 2
+    return [INDEX, STATE, *(piece_name(f, n, ranks) for f in (WEIGHTS, OPTIMIZER) for n in range(ranks))]
 
 
 def digest(content: dict[str, Any]) -> str:
@@ -117,9 +143,9 @@ def manifest_of(path: Path) -> Manifest:
         found = Manifest(content["step"], content["loss"], content["because"], content["files"])
         if path.name.startswith("step-") and path.name != name_of(found.step):
             raise Damaged(f"{path}: is the checkpoint of step {found.step} under another name")
-        if version != VERSION or not _plain(found):
+        if version not in (1, VERSION) or not _plain(found):
             raise Damaged(f"{path / MANIFEST}: holds values of the wrong type")
-        if sorted(found.files) != sorted((WEIGHTS, OPTIMIZER, STATE)):
+        if sorted(found.files) != sorted(_file_names(found.files)):
             raise Damaged(f"{path / MANIFEST}: names other files than a checkpoint has")
         for file in found.files.values():
             known = set(file) == {"size", "sha256"} and isinstance(file["size"], int)
@@ -152,7 +178,8 @@ def _unread(path: Path, error: OSError) -> UserError:
 def verify(path: Path) -> Manifest:
     """Read a checkpoint whole and compare sizes and hashes. Raises as `manifest_of` does."""
     manifest = manifest_of(path)
-    with ThreadPoolExecutor(len(manifest.files)) as pool:  # hashing lets go of Python's lock
+    threads = min(MOST_AT_ONCE, len(manifest.files))
+    with ThreadPoolExecutor(threads) as pool:  # hashing lets go of Python's lock
         for _ in pool.map(lambda item: _verify_file(path / item[0], **item[1]), manifest.files.items()):
             pass
     return manifest

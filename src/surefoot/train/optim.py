@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import yaml
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from surefoot.config import SFTConfig
@@ -102,7 +104,7 @@ class Optimizers:
     def state_bytes(self) -> int:
         """Bytes of the state that there will be once every weight has had an update."""
         return sum(
-            _copies(part, group) * weight.nbytes
+            _copies(part, group) * (weight.to_local() if isinstance(weight, DTensor) else weight).nbytes
             for part in self.parts
             for group in part.param_groups
             for weight in group["params"]
@@ -142,8 +144,21 @@ class Optimizers:
             for number, group in enumerate(self.groups())
         ]
 
+    def around(self, place: str) -> list[torch.Tensor]:
+        """Tensors that tell how the one at a place of the state (a name that `state` gives) is to lie in memory:
+        what is there now, and the weight that it belongs to."""
+        name, _, key = place.partition("/")
+        if (weight := self._by_name.get(name)) is None:
+            return []
+        now = [part.state[weight].get(key) for part in self.parts if weight in part.state]
+        return [*(tensor for tensor in now if isinstance(tensor, torch.Tensor)), weight]
+
+    @cached_property
+    def _by_name(self) -> dict[str, torch.nn.Parameter]:
+        return {self.names[id(weight)]: weight for weight in self._weights}
+
     def load_state(
-        self, tensors: dict[str, torch.Tensor], plain: dict[str, Any], groups: list[dict[str, Any]]
+        self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any], groups: list[dict[str, Any]]
     ) -> None:
         """Restore what `state` and `groups_state` gave. Raises ValueError when that is of other weights."""
         owners = {

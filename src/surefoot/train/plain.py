@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def pack(value: Any, place: str, weight: torch.Tensor | None, tensors: dict[str,
     )
 
 
-def unpack(value: Any, weight: torch.Tensor | None, tensors: dict[str, torch.Tensor]) -> Any:
+def unpack(value: Any, weight: torch.Tensor | None, tensors: Mapping[str, torch.Tensor]) -> Any:
     """What `pack` was given. Raises KeyError or ValueError when `value` is nothing that it gives."""
     if not isinstance(value, dict):
         return value

@@ -5,22 +5,29 @@
 2. The thread writes, commits, and deletes what need not be kept.
 3. `news` tells what has become of it, in events; `finish` waits for that first.
 
+Of several ranks all save at the same time, each its part. What they have to know of one another beforehand they ask
+here; their threads then agree by an `Agreement`. What becomes of a save is the same on all.
+
 A save that fails costs nothing but itself: what was committed stays, training goes on, and it is said.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
+from typing import Any
 
 from surefoot.errors import StoppedError, UserError
 from surefoot.events import AlertEvent, CheckpointEvent, Event
+from surefoot.ranks import Elsewhere, StoppedElsewhere, by_first, rank, ranks, store, texts
 from surefoot.runfolder import RunFolder
+from surefoot.train.agreement import Agreement, NotWrittenError, refuse_apart
 from surefoot.train.checkpoint import SMALL_FILES_BYTES, Snapshot, retain, tidy, write
 from surefoot.train.manifest import name_of
 from surefoot.train.storage import Storage
@@ -36,12 +43,29 @@ class _GivenUp(Exception):  # noqa: N818
     """The user does not want to wait for this save."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What all ranks know of a save before it begins."""
+
+    number: int
+    """Of the save, from 1."""
+    bytes: int
+    tensor_bytes: int
+    """On the disk, of all ranks."""
+    wait: bool
+    there: bool
+    """The checkpoint is there already."""
+    failed: OSError | None
+    """There is no room."""
+
+
 @dataclass
 class _Save:
     """One save on its way."""
 
     snapshot: Snapshot
     started: float
+    plan: _Plan
     stall_seconds: float = 0.0
     commit_seconds: float = 0.0
     failed: Exception | None = None
@@ -57,22 +81,35 @@ class Saver:
         limit: int | None,
         memory_left: Callable[[], int],
         storage: Storage | None = None,
+        timeout_seconds: float = 600.0,
     ) -> None:
-        """`memory_left`: bytes that a copy may take without harm to training."""
+        """`memory_left`: bytes that a copy may take without harm to training; `timeout_seconds`: so long does the
+        first rank wait for the others, once it has written its part."""
         self.run, self.limit, self.memory_left = run, limit, memory_left
         self.storage = storage or Storage()
+        self.timeout_seconds = timeout_seconds
         self.sound: set[int] = set()
         """Steps whose checkpoints this process has written whole, or has verified."""
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
         self._spare: dict[str, mmap | None] = {}
         self._given_up = self._short = False
+        self._number = 0
+        self._store: Any = None
+        self._attempts: list[Agreement] = []
 
     def begin(self, needed: int) -> None:
-        """Make the folder, and take away what a crash has left in it.
+        """Make the folder, and take away what a crash has left in it. Of several ranks all must call it.
 
-        Raises UserError when a checkpoint of `needed` bytes will not fit, or nothing can be written.
+        Raises UserError when a checkpoint of `needed` bytes (of all ranks) will not fit, nothing can be written, or
+        some rank does not see what another writes.
         """
+        by_first(lambda: self._begin(needed))
+        if ranks() > 1:
+            self._store = store("save")
+            refuse_apart(self.storage, self.run.checkpoints)
+
+    def _begin(self, needed: int) -> None:
         folder = self.run.checkpoints
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,27 +128,85 @@ class Saver:
     # Saving ------------------------------------------------------------------------------------------------
 
     def save(self, snapshot: Snapshot, best_step: int | None, *, wait: bool = False) -> list[Event]:
-        """Save a snapshot of the live state; in the background unless `wait`. Returns what there is to tell."""
+        """Save a snapshot of the live state; in the background unless `wait`. Returns what there is to tell.
+
+        Of several ranks all must call it, for the same step. Raises UserError when their optimizers have parted.
+        """
         started = time.perf_counter()
         news = self.finish()
-        if snapshot.step in self.sound and (self.run.checkpoints / name_of(snapshot.step)).is_dir():
+        plan = self._planned(snapshot, wait)
+        if plan.there:
             return news
-        save = _Save(snapshot, started)
-        try:
-            self._ask_for_room(snapshot)
-            if not wait:
-                news += self._copied(snapshot)
-        except OSError as error:
-            save.failed = error
+        save = _Save(snapshot, started, plan, failed=plan.failed)
+        if save.failed is None and not plan.wait:
+            news += self._copied(snapshot)
         self._save = save
         if save.failed is None:
             work = threading.Thread(target=self._write, args=(save, best_step), name="save", daemon=True)
             self._thread = work
             work.start()
-            if wait or not snapshot.copied:
+            if plan.wait or not snapshot.copied:
                 work.join()
+            if plan.wait:
+                self._settle(save)
         save.stall_seconds = time.perf_counter() - started
         return [*news, *self.news()]
+
+    def _planned(self, snapshot: Snapshot, wait: bool) -> _Plan:
+        """What the ranks have to know of one another, and what the first one finds on the disk."""
+        own = {
+            "tensors": snapshot.tensor_bytes,
+            "bytes": snapshot.bytes,
+            "wait": wait,
+            "plain": snapshot.plain,
+        }
+        said = [json.loads(text) for text in texts(json.dumps(own))]
+        if any(one["plain"] != said[0]["plain"] for one in said):
+            raise (UserError if rank() == 0 else Elsewhere)(
+                "optimizers: what the optimizer keeps besides tensors is not the same on all ranks, and a "
+                "checkpoint holds it once. Let it follow from the step and the gradients alone"
+            )
+        total = sum(one["bytes"] for one in said)
+        first = json.loads(texts(json.dumps(self._look(snapshot.step, total) if rank() == 0 else {}))[0])
+        self.sound = set(first["sound"])
+        self._number += 1
+        for attempt in self._attempts:  # all have come to an end
+            attempt.forget()
+        self._attempts.clear()
+        return _Plan(
+            number=self._number,
+            bytes=total,
+            tensor_bytes=sum(one["tensors"] for one in said),
+            wait=any(one["wait"] for one in said),
+            there=first["there"],
+            failed=None if first["failed"] is None else OSError(*first["failed"]),
+        )
+
+    def _look(self, step: int, needed: int) -> dict[str, Any]:
+        """What the disk says, for all ranks."""
+        there, failed = False, None
+        try:
+            there = step in self.sound and (self.run.checkpoints / name_of(step)).is_dir()
+            free = self.storage.free_bytes(self.run.checkpoints)
+            if free < needed + SMALL_FILES_BYTES:
+                failed = (errno.ENOSPC, f"No space left on device: {free:,} bytes are free")
+        except OSError as error:
+            failed = (error.errno, error.strerror)
+        return {"there": there, "sound": sorted(self.sound), "failed": failed}
+
+    def _settle(self, save: _Save) -> None:
+        """What has become of a save that was waited for is, on all ranks, what the first one knows of it."""
+        if ranks() == 1:
+            return
+        step = save.snapshot.step
+        failed = str(save.failed) if save.failed is not None else ""
+        first = texts(failed)[0]
+        if first and save.failed is None:
+            save.failed = NotWrittenError(first)
+            self.sound.discard(step)
+        elif not first:
+            save.failed = None
+            self.sound.add(step)
 
     def _copied(self, snapshot: Snapshot) -> list[Event]:
         """Copy a snapshot, if there is memory for it; returns what there is to tell."""
@@ -147,7 +242,8 @@ class Saver:
                 return
             if pause is not None:
                 time.sleep(pause)
-        raise StoppedError(f"{said}; tried again for {sum(WAITS):.0f} s. {self.left()}")
+        stopped = StoppedError if rank() == 0 else StoppedElsewhere
+        raise stopped(f"{said}; tried again for {sum(WAITS):.0f} s. {self.left()}")
 
     def left(self) -> str:
         """What can be gone on from, in words."""
@@ -155,18 +251,13 @@ class Saver:
             return "There is no checkpoint to go on from."
         return f"Once that is mended, the same command goes on from the checkpoint of step {max(self.sound)}."
 
-    def _ask_for_room(self, snapshot: Snapshot) -> None:
-        free = self.storage.free_bytes(self.run.checkpoints)
-        if free < snapshot.bytes + SMALL_FILES_BYTES:
-            raise OSError(errno.ENOSPC, f"No space left on device: {free:,} bytes are free")
-
     def _write(self, save: _Save, best_step: int | None) -> None:
         folder, snapshot, unclean = self.run.checkpoints, save.snapshot, False
         try:
-            self.run.sync_events()  # what the checkpoint says they are, they must be
+            self._sync_events(save)
             for attempt in range(1, TRIES + 1):
                 try:
-                    write(self.storage, folder, snapshot, self._going)
+                    write(self.storage, folder, snapshot, self._going, self._agreement(save, attempt))
                     break
                 except OSError as error:
                     unclean = True
@@ -174,15 +265,40 @@ class Saver:
                         raise
             save.commit_seconds = time.perf_counter() - save.started
             self.sound.add(snapshot.step)
-            with suppress(OSError):  # what stays too long harms nobody
-                retain(self.storage, folder, self.limit, best_step, self.sound)
+            if rank() == 0:
+                with suppress(OSError):  # what stays too long harms nobody
+                    retain(self.storage, folder, self.limit, best_step, self.sound)
         except Exception as error:
             save.failed = error
+            unclean = unclean or isinstance(error, NotWrittenError)
         finally:
             snapshot.forget()
-            if unclean:
+            if unclean and rank() == 0:
                 with suppress(OSError):
                     tidy(self.storage, folder)
+
+    def _sync_events(self, save: _Save) -> None:
+        """What the checkpoint says they are, they must be."""
+        try:
+            self.run.sync_events()
+        except OSError as error:
+            if (agreement := self._agreement(save, 1)) is not None:
+                agreement.refuse(error)
+            raise
+
+    def _agreement(self, save: _Save, attempt: int) -> Agreement | None:
+        """With the other ranks, if there are any."""
+        if ranks() == 1:
+            return None
+        agreement = Agreement(
+            self._store,
+            f"{save.plan.number}/{attempt}",
+            writers=save.snapshot.writers,
+            timeout_seconds=self.timeout_seconds,
+            going=self._going,
+        )
+        self._attempts.append(agreement)
+        return agreement
 
     def _going(self) -> None:
         if self._given_up:
@@ -218,15 +334,16 @@ class Saver:
                 step=snapshot.step,
                 path=name_of(snapshot.step),
                 because=snapshot.because,
-                tensor_bytes=snapshot.tensor_bytes,
+                tensor_bytes=save.plan.tensor_bytes,
                 stall_seconds=save.stall_seconds,
                 commit_seconds=save.commit_seconds,
             )
             return
         said = save.failed.strerror if isinstance(save.failed, OSError) else None
-        said = said or f"{type(save.failed).__name__}: {save.failed}"
+        known = isinstance(save.failed, NotWrittenError)
+        said = said or (str(save.failed) if known else f"{type(save.failed).__name__}: {save.failed}")
         if isinstance(save.failed, OSError) and save.failed.errno in NO_ROOM:
-            said += f" (a checkpoint takes {snapshot.bytes:,} bytes)"
+            said += f" (a checkpoint takes {save.plan.bytes:,} bytes)"
         yield AlertEvent(
             step=snapshot.step,
             kind="checkpoint",

@@ -15,7 +15,7 @@ import torch
 
 PIECE_BYTES = 1 << 24
 """Most bytes handed out at once."""
-_NAMES = {
+TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -42,7 +42,7 @@ class TensorFile:
             tensor = tensors[name]
             start, end = end, end + tensor.nbytes
             header[name] = {
-                "dtype": _NAMES[tensor.dtype],
+                "dtype": TYPE_NAMES[tensor.dtype],
                 "shape": list(tensor.shape),
                 "data_offsets": [start, end],
             }
