@@ -26,7 +26,7 @@ ORDER = [
     ["data.template_environment"],
     ["data.chat_template"],
     ["data.render"],
-    ["data.cache"],
+    ["data.cache", "data.sharing"],
     ["data.dataset", "data.forest", "data.sampler"],
     ["model.loss", "model.tiles", "model.lora"],
     ["model.tiled"],

@@ -28,6 +28,7 @@ from surefoot.data.ledger import Ledger
 from surefoot.data.rows import Example
 from surefoot.data.store import FILES, Stored, Writer, open_stored
 from surefoot.durable import sync_folder
+from surefoot.errors import UserError
 
 if TYPE_CHECKING:
     from surefoot.data.render import Renderer
@@ -101,13 +102,18 @@ def find(folder: Path) -> tuple[Stored, Ledger] | None:
 class Spool:
     """A set in the making, in a temporary folder; in memory where there is no room for one.
 
-    The folder is gone when the set is finished, unless it is kept: what is mapped needs no name.
+    The folder is gone at the end of the `with` statement, unless it is kept: what is mapped needs no name. If it is
+    `shared`, other processes can `find` the finished set at `place` until then, and there must be room for it.
     """
 
-    def __init__(self, cache: Path | None) -> None:
-        """`cache`: where kept sets are; None: nothing is to be kept."""
+    def __init__(self, cache: Path | None, *, shared: bool = False) -> None:
+        """`cache`: where kept sets are; None: nothing is to be kept. Raises UserError where what is `shared` has
+        no room."""
         self.notes: list[str] = []
+        self.place: Path | None = None
+        """Where the finished set can be found."""
         self._cache = cache
+        self._shared = shared
         self._folder: Path | None = None
         for place in (cache, Path(tempfile.gettempdir())):
             if place is None:
@@ -121,6 +127,7 @@ class Spool:
                 self._remove()
             else:
                 return
+        self._check_room()
         self._writer = Writer(None)
 
     def __enter__(self) -> Spool:
@@ -136,6 +143,8 @@ class Spool:
     def add(self, example: Example) -> None:
         """Append an example."""
         self._writer.add(example)
+        if self._shared and self._writer.fault is not None:
+            self._fell_back()
 
     def finish(self, ledger: Ledger, keep_as: str | None) -> Stored:
         """The set, to be read; `keep_as`: its key, if later runs are to find it."""
@@ -143,16 +152,35 @@ class Spool:
         beside = folder is not None and folder.parent == cache
         stored = self._writer.finish(sync=keep_as is not None and beside)
         if self._writer.fault is not None:
-            place = cache if beside and cache else Path(tempfile.gettempdir())
-            self._refused(place, self._writer.fault, "memory")
-        elif keep_as is not None and folder is not None and cache is not None and beside:
+            self._fell_back()
+        elif folder is not None and ((keep_as is not None and beside) or self._shared):
             try:
                 _write(folder / INDEX, {"ledger": ledger.to_dict(), "bytes": self._writer.sizes()})
-                _commit(folder, cache / keep_as)
-                _tidy(cache, keep_as)
+                self.place = folder
+                if keep_as is not None and cache is not None and beside:
+                    _commit(folder, cache / keep_as)
+                    self.place = cache / keep_as
+                    _tidy(cache, keep_as)
             except OSError as error:
-                self._refused(cache, error, "a temporary folder")
+                self._refused(folder.parent, error, "a temporary folder")
+        if self.place is None:
+            self._check_room()
         return stored
+
+    def _fell_back(self) -> None:
+        """The files cannot be written any more."""
+        assert self._writer.fault is not None and self._folder is not None
+        self._refused(self._folder.parent, self._writer.fault, "memory")
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._shared:
+            why = self.notes[0].split(": ")[0]
+            raise UserError(
+                f"{why}, and the processes of this machine are to share the tokenised rows, from a folder. Make "
+                f"room in {self._cache or cache_folder()} (or set XDG_CACHE_HOME), or in {tempfile.gettempdir()} "
+                "(or set TMPDIR)."
+            )
 
     def _refused(self, place: Path, error: OSError, instead: str) -> None:
         if not self.notes:

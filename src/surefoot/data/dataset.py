@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,12 @@ from surefoot.data.ledger import Ledger
 from surefoot.data.messages import problem
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Example, Record, Row
+from surefoot.data.sharing import Party, runs
 from surefoot.data.sources import Source
 from surefoot.data.store import Stored
 from surefoot.data.turns import NO_QUESTION, NO_TOKEN, NO_TOOL_CALLS, NO_TURN
 from surefoot.errors import UserError
+from surefoot.ranks import Elsewhere, rank, ranks, texts
 
 Formatting = Callable[..., object]
 """A user's function from a row's columns to a row of a known shape, or to plain text."""
@@ -91,6 +95,7 @@ def read(
     seen: Callable[[int], None] = lambda rows: None,
     cache: Path | None = None,
     worth_seconds: float = WORTH_SECONDS,
+    waits: Callable[[str], None] = lambda late: None,
 ) -> Dataset:
     """Read, recognise, render and tokenise every row of `source`; or find all that in `cache`.
 
@@ -98,34 +103,104 @@ def read(
     through. `on_bad_row`: stop raises the first bad rows together, once all are read; skip drops each, and the
     ledger says why. What took `worth_seconds` is kept in the folder `cache` (nowhere if it is None), but not what a
     stream or a `formatting` function gave: whether they would give it again is not known.
-    Raises UserError when there is nothing to learn in any row.
+    Of several ranks, one of each machine does so for all of it; `waits` is told now and then which other machines
+    it waits for. A stream, and what a `formatting` function makes, are taken to be the same on all ranks.
+    Raises UserError when there is nothing to learn in any row, and when ranks have not the same rows.
     """
-    started, keep_as = time.perf_counter(), None
-    if cache is not None and formatting is None:
-        keep_as = key(
-            source,
-            renderer,
-            {"columns": columns, "text_field": text_field, "at_most": at_most, "on_bad_row": on_bad_row},
+
+    def make(party: Party | None) -> Dataset:
+        started, keep_as = time.perf_counter(), None
+        if cache is not None and formatting is None:
+            keep_as = key(
+                source,
+                renderer,
+                {"columns": columns, "text_field": text_field, "at_most": at_most, "on_bad_row": on_bad_row},
+            )
+            if keep_as is not None and (found := find(cache / keep_as)) is not None:
+                data = Dataset(*found, source.fingerprint, from_cache=True)
+                return _shared(data, cache / keep_as, party)
+        ledger, last = renderer.ledger, -1
+        bad = BadRows(ledger, on_bad_row)
+        with Spool(cache, shared=party is not None and party.others > 0) as spool:
+            said = records(source, ledger, columns, text_field, formatting)
+            if party is not None:
+                said = party.counted(said)
+            for example in renderer.examples(said, at_most, bad):
+                if example.row != last:
+                    last = example.row
+                    seen(last + 1)
+                if not bad.count:
+                    spool.add(example)
+            bad.check(ledger.rows)
+            if not len(spool):
+                raise UserError(_nothing(ledger))
+            if time.perf_counter() - started < worth_seconds:
+                keep_as = None
+            stored = spool.finish(ledger, keep_as)
+            data = Dataset(stored, ledger, source.fingerprint, notes=tuple(spool.notes))
+            return _shared(data, spool.place, party)
+
+    if ranks() == 1:
+        return make(None)
+    party = Party(f"{source.length} {source.fingerprint}")
+    return _agreed(source.name, party.hosts, party.read(lambda: make(party), _taken, waits))
+
+
+def _shared(data: Dataset, place: Path | None, party: Party | None) -> Dataset:
+    """The same, once this rank's party has it too: it stands in the folder `place` until then."""
+    if party is None:
+        return data
+    digest = data.stored.digest()
+    about = {"folder": str(place), "digest": digest, "fingerprint": data.fingerprint, "notes": data.notes}
+    party.share(about | {"from_cache": data.from_cache})
+    return replace(data, stored=replace(data.stored, known_digest=digest))
+
+
+def _taken(about: Mapping[str, Any]) -> Dataset:
+    """What another process has shared."""
+    found = find(Path(about["folder"]))
+    if found is None:
+        raise UserError(
+            f"{about['folder']}: the tokenised rows that another process on {gethostname()} has written there "
+            "cannot be read. Let all processes of a machine see the same files, or set XDG_CACHE_HOME to a folder "
+            "that they share."
         )
-        if keep_as is not None and (found := find(cache / keep_as)) is not None:
-            return Dataset(*found, source.fingerprint, from_cache=True)
-    ledger, last = renderer.ledger, -1
-    bad = BadRows(ledger, on_bad_row)
-    with Spool(cache) as spool:
-        said = records(source, ledger, columns, text_field, formatting)
-        for example in renderer.examples(said, at_most, bad):
-            if example.row != last:
-                last = example.row
-                seen(last + 1)
-            if not bad.count:
-                spool.add(example)
-        bad.check(ledger.rows)
-        if not len(spool):
-            raise UserError(_nothing(ledger))
-        if time.perf_counter() - started < worth_seconds:
-            keep_as = None
-        stored = spool.finish(ledger, keep_as)
-    return Dataset(stored, ledger, source.fingerprint, notes=tuple(spool.notes))
+    stored = replace(found[0], known_digest=about["digest"])
+    return Dataset(stored, found[1], about["fingerprint"], about["from_cache"], tuple(about["notes"]))
+
+
+def _agreed(name: str, hosts: Sequence[str], data: Dataset) -> Dataset:
+    """The same on all ranks, with the first one's fingerprint and everybody's notes. Raises UserError on all when
+    what is learned differs."""
+    of_files = ("source", "shape", "dropped", "noted")  # how a path is written may differ
+    counts = {key: count for key, count in data.ledger.to_dict().items() if key not in of_files}
+    own = {
+        "name": name,
+        "rows": f"{data.ledger.rows:,} rows, {data.ledger.examples:,} examples",
+        "fingerprint": data.fingerprint,
+        "examples": data.stored.digest(),
+        "counts": counts,
+        "notes": data.notes,
+    }
+    said: list[dict[str, Any]] = [json.loads(text) for text in texts(json.dumps(own))]
+    alike: dict[str, list[int]] = {}
+    for number, one in enumerate(said):
+        alike.setdefault(json.dumps([one["examples"], one["counts"]], sort_keys=True), []).append(number)
+    if len(alike) > 1:
+        lines = []
+        for found in alike.values():
+            at, one = ", ".join(dict.fromkeys(hosts[number] for number in found)), said[found[0]]
+            who = f"rank{'s'[: len(found) > 1]} {runs(found)} on {at}"
+            hashes = f"fingerprint {one['fingerprint'] or '(a stream)'}, examples {one['examples']}"
+            lines.append(f"  {who}: {one['rows']}, {hashes}")
+        lines.insert(0, f"{said[0]['name']}: the ranks do not have the same rows:")
+        lines.append(
+            "Give every rank all rows, in the same order: the same file on each machine, and nothing that was "
+            "split or shuffled by rank; surefoot divides each step among the ranks."
+        )
+        raise (UserError if rank() == 0 else Elsewhere)("\n".join(lines))
+    notes = tuple(dict.fromkeys(note for one in said for note in one["notes"]))
+    return replace(data, fingerprint=said[0]["fingerprint"], notes=notes)
 
 
 def records(

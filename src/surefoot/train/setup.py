@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ from surefoot.data.cache import cache_folder
 from surefoot.data.dataset import Dataset, Formatting, read
 from surefoot.data.render import Renderer
 from surefoot.data.rows import Example
+from surefoot.data.sharing import NowAndThen
 from surefoot.data.sources import Source, open_source
 from surefoot.errors import UserError
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
 from surefoot.model.network import Network, embedding_rows, look_at, unwrapped
-from surefoot.ranks import ranks
+from surefoot.ranks import local_rank, ranks
 from surefoot.train import hardware
 from surefoot.train.identity import weights_digest
 
@@ -134,13 +136,30 @@ def read_data(
 ) -> Dataset:
     """Read and tokenise rows for the prepared model, or find them as an earlier run has kept them.
 
-    Long work shows a bar; what keeps rows from being kept goes to the model's notes.
+    Long work shows a bar; of several ranks, the first of each machine says a line now and then where there is no
+    terminal for a bar, and while it waits for other machines. What keeps rows from being kept goes to the model's
+    notes.
     """
     renderer = make_renderer(prepared.model, prepared.tokenizer, args)
-    console = Console(stderr=True)
-    long = (source.length or 0) >= LONG and console.is_terminal
+    console = Console(stderr=True, highlight=False)
+    speaks, pace = ranks() > 1 and local_rank() == 0, NowAndThen()
+    long = (source.length or 0) >= LONG and console.is_terminal and local_rank() == 0
     with Progress(console=console, transient=True, disable=not long) as bar:
         task = bar.add_task(f"tokenising {source.name}", total=source.length)
+
+        def seen(rows: int) -> None:
+            bar.update(task, completed=rows)
+            if speaks and not long and pace.due():
+                of = f" of {source.length:,}" if source.length else ""
+                say(f"tokenising {source.name} on {gethostname()}: {rows:,}{of} rows")
+
+        def waits(late: str) -> None:
+            if speaks:
+                say(f"{source.name} is tokenised on {gethostname()}; waiting: {late}")
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
         data = read(
             source,
             renderer,
@@ -149,8 +168,9 @@ def read_data(
             formatting=formatting,
             at_most=at_most,
             on_bad_row=args.on_bad_row,
-            seen=lambda rows: bar.update(task, completed=rows),
+            seen=seen,
             cache=cache_folder() / "examples",
+            waits=waits,
         )
     prepared.notes.extend(note for note in data.notes if note not in prepared.notes)
     return data
