@@ -10,11 +10,10 @@ Shapes: T slots, N targets, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -23,11 +22,11 @@ from surefoot.data.rows import Example
 from surefoot.model.attention import CannotAttend, attending_forests
 from surefoot.model.lora import fast_adapters
 from surefoot.model.loss import Head, TargetStats, naive_loss, naive_stats, target_loss
+from surefoot.model.offload import offloaded
+from surefoot.model.telling import telling
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """Relative difference of logits that rounding explains, by the weights' type; 1e-5 in fp32 and float64."""
-BRIEF = 64
-"""Tokens that an example is cut to for `look_at`."""
 EMPTY = Forest(
     examples=(),
     ids_T=torch.zeros(1, dtype=torch.int64),
@@ -77,6 +76,8 @@ class Network:
     """Why a slower path was taken."""
     root: Root | None = None
     """What the model is called through if its weights are sharded over processes."""
+    offload: bool = False
+    """Large activations wait for the backward pass in the host's memory."""
 
     @property
     def core(self) -> PreTrainedModel:
@@ -168,11 +169,12 @@ class Network:
         return self.gathered(lambda: self._loss(forest, forest.weight_N / divisor))
 
     def _loss(self, forest: Forest, weight_N: torch.Tensor) -> tuple[torch.Tensor, TargetStats]:
-        head = self.present_head
+        head, away = self.present_head, self.offload and torch.is_grad_enabled()
+        with offloaded(self.core, self.device) if away else nullcontext():
+            found = self.logits(forest) if head is None else self.hidden(forest)
         if head is None:
-            logits_NV = self.logits(forest)
-            return naive_loss(logits_NV, forest.label_N, weight_N), naive_stats(logits_NV, forest.label_N)
-        hidden_ND = self.hidden(forest)[forest.target_slot_N]
+            return naive_loss(found, forest.label_N, weight_N), naive_stats(found, forest.label_N)
+        hidden_ND = found[forest.target_slot_N]
         return target_loss(hidden_ND, head, forest.label_N, weight_N, self.product_dtype)
 
 
@@ -214,7 +216,8 @@ def look_at(
     outgrow the model's sliding window, one such row is tried too.
     """
     core = unwrapped(model)
-    told = _telling(core, examples)
+    window = getattr(core.config.get_text_config(), "sliding_window", None)
+    told = telling(examples, embedding_rows(core), window)
     tolerance = max(TOLERANCE.get(p.dtype, 1e-5) for p in model.parameters())
     noisy = noise(model) if share_prefixes else None
     rope = _rope(core)
@@ -315,33 +318,3 @@ def _choose(network: Network, told: Sequence[Example], tolerance: float) -> Netw
         else:
             reasons += [f"the head's formula is not known (off by {off:.1e}): the model computes its logits"]
     return replace(network, merged=False, packed=False, head=None, reasons=tuple(reasons))
-
-
-def _telling(core: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
-    """Two short examples, two that part from the first in its completion and at its end, and one beyond the
-    sliding window if there is any; long ones cut, for their logits are wanted in full precision."""
-    by_length = sorted(examples, key=slots)
-    first, second = (_cut(example, BRIEF) for example in (by_length * 2)[:2])
-    whole = np.append(first.prompt_ids, first.completion_ids)
-    middle = max(1, len(first.prompt_ids) + len(first.completion_ids) // 2)
-
-    def turned(prompt: np.ndarray, after: int) -> Example:
-        """Goes on with another token than `after`, so that it has a slot of its own whatever the rows are."""
-        token = (int(after) + 1) % embedding_rows(core)
-        return Example(prompt, np.append([token], second.completion_ids), first.row, first.where)
-
-    parting = [turned(whole[:at], whole[min(at, len(whole) - 1)]) for at in (middle, len(whole))]
-    chosen = [first, second, *parting, turned(whole[:0], whole[0])]
-    window = getattr(core.config.get_text_config(), "sliding_window", None)
-    if window:
-        beyond = [example for example in by_length if slots(example) > window][:1]
-        chosen += [_cut(example, window + BRIEF) for example in beyond]
-    return chosen
-
-
-def _cut(example: Example, tokens: int) -> Example:
-    """At most `tokens` tokens of an example, from the beginning of its prompt and of its completion."""
-    completion_ids = example.completion_ids[: max(tokens // 2, tokens - len(example.prompt_ids))]
-    return replace(
-        example, prompt_ids=example.prompt_ids[: tokens - len(completion_ids)], completion_ids=completion_ids
-    )

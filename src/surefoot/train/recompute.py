@@ -1,14 +1,16 @@
-"""Activations thrown away in the forward pass and computed again in the backward pass, layer by layer."""
+"""Less memory for activations: thrown away in the forward pass and computed again in the backward pass, layer by
+layer, or put away in the host's memory."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from surefoot.model.network import noise, unwrapped
+from surefoot.model.network import Network, noise, unwrapped
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -30,3 +32,12 @@ def checkpoint_layers(model: torch.nn.Module, count: int) -> None:
         recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=noise(layer) is not None)
         layer.gradient_checkpointing = number < count  # type: ignore[assignment]
         layer._gradient_checkpointing_func = recompute  # type: ignore[assignment]
+
+
+def offload_activations(network: Network) -> Network:
+    """The same network, its large activations in the host's memory until the backward pass wants them: the same
+    bits. On a CPU they are there anyway, which is said among the network's reasons."""
+    if network.device.type == "cpu":
+        said = "activation_offloading has no effect: on a CPU activations are in the host's memory already"
+        return replace(network, reasons=(*network.reasons, said))
+    return replace(network, offload=True)
