@@ -28,7 +28,7 @@ ORDER = [
     ["data.render"],
     ["data.cache", "data.sharing"],
     ["data.dataset", "data.forest", "data.sampler"],
-    ["model.loss", "model.tiles", "model.lora"],
+    ["model.loss", "model.tiles", "model.lora", "model.offload", "model.telling"],
     ["model.tiled"],
     ["model.attention"],
     ["model.folder", "model.gguf_header", "model.claims"],
