@@ -35,17 +35,8 @@ from benchmarks.tables import draw, span
 from benchmarks.work import NOT_LEARNED, Shapes, Tokens, apart, flops
 from benchmarks.workloads import Prepared, Workload
 
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-}
-"""Dense bf16 FLOP/s by the makers' sheets, for MFU; the first name that the card's contains."""
+from surefoot import cards
+
 RANK = 16
 
 
@@ -114,8 +105,8 @@ def card(toy: bool) -> Card:
     except (OSError, subprocess.CalledProcessError, IndexError):
         raise SystemExit("no GPU here (nvidia-smi finds none); --toy tries this out on the CPU") from None
     name, _, memory = said.rpartition(",")
-    peak = next((value for known, value in PEAKS.items() if known in name), None)
-    return Card(name.strip(), float(memory) * 2**20, peak)
+    known = cards.card(name)
+    return Card(name.strip(), float(memory) * 2**20, known.flops if known else None)
 
 
 def needed(shapes: Shapes, lora_r: int) -> float:

@@ -37,6 +37,9 @@ COMMAND_OPTIONS = {
         "data", "columns", "prompt", "limit", "max_new_tokens", "on_bad_row", "use_cpu", "trust_remote_code",
     ],
     "report": ["output", "terminal", "position"],
+    "plan": [
+        "model", "data", "gpu", "gpus", "nodes", "gpu_memory", "gpu_flops", "network", "lengths",
+    ],  # and those of train
     "checkpoints": [],
     "verify": [],
     "worst": ["limit"],

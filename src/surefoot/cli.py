@@ -23,6 +23,7 @@ COMMANDS = {
     "explain": "one update, opened: prediction, error, backprop, optimizer, and the prediction after",
     "compare": "answers before and after, side by side",
     "report": "a run or an opened step as one HTML file, or as text",
+    "plan": "memory and speed of a recipe on so many GPUs, before renting them",
     "checkpoints": "what a run has saved: step, loss, size, why it is kept",
     "verify": "read every checkpoint of a run, compare the hashes, say what can be gone on from",
     "worst": "the rows that cost a run most, rose, or were never learned",
