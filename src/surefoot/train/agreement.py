@@ -10,7 +10,6 @@ Threads make no collectives: they say things under names in a store, and look th
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -170,10 +169,10 @@ def _error(words: dict[str, Any]) -> Exception:
     return NotWrittenError(said) if number is None else OSError(number, said)
 
 
-def refuse_apart(storage: Storage, folder: Path) -> None:
-    """Raises UserError when some rank has another folder of this name. All ranks must call it, where threads do
-    nothing there."""
-    name = texts(f".step-seen-{secrets.token_hex(8)}")[0]
+def refuse_apart(storage: Storage, folder: Path, word: str) -> None:
+    """Raises UserError when some rank has another folder of this name. All ranks must call it, with the same word,
+    while no thread does anything there."""
+    name = f".step-seen-{word}"
     by_first(lambda: storage.make_folder(folder / name))
     missing = " and ".join(filter(None, texts("" if _sees(folder, name) else me())))
     by_first(lambda: storage.remove(folder / name))

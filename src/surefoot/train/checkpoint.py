@@ -46,7 +46,7 @@ from surefoot.train.manifest import (
     state_of,
 )
 from surefoot.train.optim import Optimizers
-from surefoot.train.pieces import Pieces, StateAs, cut, index, own
+from surefoot.train.pieces import Pieces, StateAs, cut, index, own, settled
 from surefoot.train.storage import Storage
 from surefoot.train.tensorfile import TensorFile
 
@@ -70,7 +70,7 @@ class Snapshot:
         self.step, self.loss, self.because = progress.step, progress.last_loss, because
         tensors, plain = optimizers.state()
         groups = optimizers.groups_state(tensors)
-        whole = {WEIGHTS: kept_tensors(model), OPTIMIZER: tensors}
+        whole = {WEIGHTS: kept_tensors(model), OPTIMIZER: settled(tensors)}
         self.in_pieces = ranks() > 1 and any(cut(t) for file in whole.values() for t in file.values())
         self.writers = range(ranks() if self.in_pieces else 1)
         """Ranks that have something to write."""

@@ -34,16 +34,26 @@ KINDS = {WEIGHTS: "weights", OPTIMIZER: "optimizer"}
 # Writing -----------------------------------------------------------------------------------------------
 
 
+def settled(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, each either whole or some rows on each rank: what is yet to be added up is (such as norms
+    of sharded weights, in an optimizer's state). All ranks must call it."""
+    return {
+        name: tensor if cut(tensor) or _whole(tensor) else _total(tensor) for name, tensor in tensors.items()
+    }
+
+
 def cut(tensor: torch.Tensor) -> bool:
-    """Whether each rank has some rows of a tensor. Raises UserError for one that is divided otherwise."""
-    if not isinstance(tensor, DTensor) or tensor.placements == (Replicate(),):
-        return False
-    if tensor.placements != (Shard(0),):
-        raise UserError(
-            f"a tensor of shape {tuple(tensor.shape)} is divided among the ranks as {tensor.placements}: a "
-            "checkpoint holds whole tensors and rows of them. Use shard=none"
-        )
-    return True
+    """Whether each rank has some rows of a tensor."""
+    return isinstance(tensor, DTensor) and tensor.placements == (Shard(0),)
+
+
+def _whole(tensor: torch.Tensor) -> bool:
+    return not isinstance(tensor, DTensor) or tensor.placements == (Replicate(),)
+
+
+def _total(tensor: torch.Tensor) -> torch.Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
 
 
 def own(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

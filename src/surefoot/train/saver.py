@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,8 +107,9 @@ class Saver:
         """
         by_first(lambda: self._begin(needed))
         if ranks() > 1:
-            self._store = store("save")
-            refuse_apart(self.storage, self.run.checkpoints)
+            mine = texts(secrets.token_hex(8))[0]  # another saver of this process says other things
+            self._store = store(f"save/{mine}")
+            refuse_apart(self.storage, self.run.checkpoints, mine)
 
     def _begin(self, needed: int) -> None:
         folder = self.run.checkpoints
