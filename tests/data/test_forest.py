@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surefoot.data import forest as forest_module
 from surefoot.data.forest import Forest, plan, plant, slots
 from surefoot.data.rows import Example
 from tests import tiny
+from tests.data import naive_forest
 
 
 def test_slots_positions_and_targets_of_two_examples() -> None:
@@ -124,3 +129,43 @@ def test_examples_that_share_a_prefix_go_together() -> None:
     batches = plan(of, 60, merge=True)
     assert [sorted(e.row % 4 for e in batch) for batch in batches] == [[i] * 4 for i in range(4)]
     assert len(plan(of, 60)) == 16
+
+
+token_lists = st.lists(st.integers(0, 1), max_size=40)
+few_tokens = st.lists(
+    st.builds(
+        lambda prompt, completion, weight: Example(
+            np.array(prompt, np.int32), np.array(completion, np.int32), 0, "here", weight
+        ),
+        token_lists,
+        st.lists(st.integers(0, 1), min_size=2, max_size=6),
+        st.sampled_from([1.0, 0.5]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+"""Examples that have much in common, completions too."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    few_tokens | st.integers(0, 100_000).map(tiny.family),
+    st.booleans(),
+    st.integers(1, 150),
+    st.sampled_from([(16, 1 << 18), (1, 4), (2, 1)]),
+)
+def test_all_at_once_is_what_one_by_one_would_give(
+    of: list[Example], merge: bool, budget: int, compared: tuple[int, int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forest_module, "FIRST_COMPARED", compared[0])
+        patch.setattr(forest_module, "COMPARED", compared[1])
+        fast, batches = plant(of, merge), plan(of, budget, merge)
+    slow = naive_forest.plant(of, merge)
+    assert fast.examples == slow.examples
+    for field in fields(fast)[1:]:
+        one, other = getattr(fast, field.name), getattr(slow, field.name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other), field.name
+    expected = naive_forest.plan(of, budget, merge)
+    assert [list(map(id, batch)) for batch in batches] == [list(map(id, batch)) for batch in expected]

@@ -16,11 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from surefoot.data.rows import Example
+
+FIRST_COMPARED = 16
+"""Tokens of two sequences that are compared at once, to begin with; more while they are alike, and"""
+COMPARED = 1 << 18
+"""at most so many of all pairs, which fits into a cache."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,33 @@ def slots(example: Example) -> int:
     return example.tokens - 1
 
 
-def _sequence(example: Example) -> np.ndarray:
-    """The tokens of an example that have slots, int64."""
-    return np.concatenate([example.prompt_ids, example.completion_ids])[:-1].astype(np.int64)
+def _flat(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """int64: all tokens of the examples, one after the other; and where each begins, with one past the last."""
+    parts = [part for example in examples for part in (example.prompt_ids, example.completion_ids)]
+    starts = np.cumsum([0, *(example.tokens for example in examples)])
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64, copy=False), starts
 
 
-def _by_prefix(sequences: Sequence[np.ndarray]) -> list[int]:
-    """Indices in lexicographic order, ties as given: neighbours share the longest prefixes."""
-    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
-    return sorted(range(len(keys)), key=keys.__getitem__)
+def _by_prefix(tokens: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [E]: indices of the examples in lexicographic order, ties as given, so that neighbours share the
+    longest prefixes; and how many slots each of them, in that order, shares with the one before."""
+    raw, bounds = tokens.astype(">u4").tobytes(), starts.tolist()
+    keys = [raw[4 * start : 4 * end - 4] for start, end in pairwise(bounds)]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    first, count = starts[order], starts[order + 1] - starts[order] - 1
+    shared = np.zeros(len(order), np.int64)
+    both = np.minimum(count[1:], count[:-1])
+    open_, done, width = np.arange(len(both)), 0, FIRST_COMPARED
+    while len(open_):  # pairs of neighbours that are alike so far
+        at = done + np.arange(width)
+        inside = at < both[open_, None]
+        one, other = (np.where(inside, first[open_ + i, None] + at, 0) for i in (0, 1))
+        alike = inside & (tokens[one] == tokens[other])
+        length = np.where(alike.all(1), width, alike.argmin(1))
+        shared[open_ + 1] += length
+        open_, done = open_[length == width], done + width
+        width = max(FIRST_COMPARED, min(2 * width, COMPARED // max(1, len(open_))))
+    return order, shared
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
@@ -121,38 +145,64 @@ def plant(examples: Sequence[Example], merge: bool = False) -> Forest:
 
     Targets stand in the order of the examples as given, whatever the order of the slots.
     """
-    sequences = [_sequence(example) for example in examples]
-    order = _by_prefix(sequences) if merge else range(len(examples))
-    total = sum(map(len, sequences))
-    ids, position, end = (np.empty(total, np.int64) for _ in range(3))
-    path = np.empty(max(map(len, sequences), default=0), np.int64)  # slot at each depth of the last example
-    target_slots: list[np.ndarray] = [path] * len(examples)
-    before, start = np.empty(0, np.int64), 0
-    for index in order:
-        tokens, count = sequences[index], examples[index].targets
-        shared = common_prefix(before, tokens) if merge else 0
-        end[path[shared : len(before)]] = start  # these have seen their last descendant
-        grown = start + len(tokens) - shared
-        path[shared : len(tokens)] = np.arange(start, grown)
-        ids[start:grown] = tokens[shared:]
-        position[start:grown] = np.arange(shared, len(tokens))
-        target_slots[index] = path[len(tokens) - count : len(tokens)].copy()
-        before, start = tokens, grown
-    end[path[: len(before)]] = start
+    tokens, starts = _flat(examples)
+    lone = np.arange(len(examples)), np.zeros(len(examples), np.int64)
+    order, shared = _by_prefix(tokens, starts) if merge else lone
+    grown = (np.diff(starts) - 1)[order] - shared
+    begin = np.cumsum(grown) - grown
+    total = int(grown.sum())
+    position = np.arange(total) - np.repeat(begin - shared, grown)
+    end = np.repeat(begin + grown, grown)
 
-    labels = [np.append(e.prompt_ids, e.completion_ids)[e.tokens - e.targets :] for e in examples]
-    counts = [example.targets for example in examples]
-    weights = np.repeat([example.weight for example in examples], counts)
+    count = np.array([example.targets for example in examples], np.int64)
+    base = np.cumsum(count) - count
+    among = np.arange(int(count.sum())) - np.repeat(base, count)
+    depth = np.diff(starts) - 1 - count  # of the slot that predicts an example's first target
+    of_depth_0 = np.empty(len(examples), np.int64)
+    of_depth_0[order] = begin - shared
+    target_slot = np.repeat(of_depth_0 + depth, count) + among
+    if shared.any():
+        _share(shared.tolist(), begin.tolist(), end, depth[order].tolist(), base[order].tolist(), target_slot)
+    weights = np.repeat([float(example.weight) for example in examples], count)
     return Forest(
         examples=tuple(examples),
-        ids_T=torch.from_numpy(ids[:start]),
-        position_T=torch.from_numpy(position[:start]),
-        subtree_end_T=torch.from_numpy(end[:start]),
-        target_slot_N=torch.from_numpy(np.concatenate(target_slots)),
-        label_N=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-        weight_N=torch.from_numpy(weights.astype(np.float64)),
-        target_example_N=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
+        ids_T=torch.from_numpy(tokens[np.repeat(starts[order], grown) + position]),
+        position_T=torch.from_numpy(position),
+        subtree_end_T=torch.from_numpy(end),
+        target_slot_N=torch.from_numpy(target_slot),
+        label_N=torch.from_numpy(tokens[np.repeat(starts[1:] - count, count) + among]),
+        weight_N=torch.from_numpy(weights),
+        target_example_N=torch.from_numpy(np.repeat(np.arange(len(examples)), count)),
     )
+
+
+def _share(
+    shared: list[int],
+    begin: list[int],
+    end: np.ndarray,
+    depth: list[int],
+    base: list[int],
+    target_slot: np.ndarray,
+) -> None:
+    """Mend what `plant` has laid out as if nobody used an earlier example's slots: where their subtrees end, and
+    the targets whose slot is one of them. All lists by example, in the order of the slots."""
+    path: list[tuple[int, int, int]] = []  # the shared slots above: runs of (depth, one past it, slot)
+    for index, prefix in enumerate(shared):
+        while path and path[-1][1] > prefix:  # these have seen their last descendant
+            low, high, slot = path.pop()
+            cut = max(low, prefix)
+            end[slot + cut - low : slot + high - low] = begin[index]
+            if low < cut:
+                path.append((low, cut, slot))
+        for low, high, slot in reversed(path if depth[index] < prefix else ()):
+            cut = max(low, depth[index])
+            if cut < high:
+                place = base[index] + cut - depth[index]
+                target_slot[place : place + high - cut] = np.arange(slot + cut - low, slot + high - low)
+        if index + 1 < len(shared) and shared[index + 1] > prefix:
+            path.append((prefix, shared[index + 1], begin[index]))
+    for low, high, slot in path:
+        end[slot : slot + high - low] = len(end)
 
 
 def plan(examples: Sequence[Example], budget: int, merge: bool = False) -> list[list[Example]]:
@@ -165,16 +215,15 @@ def plan(examples: Sequence[Example], budget: int, merge: bool = False) -> list[
     """
     if budget < 1:
         raise ValueError(f"the token budget of a micro-batch must be positive, not {budget}")
+    pieces = sorted(_pieces(examples, budget, merge), key=lambda piece: -piece[0])
     batches: list[list[Example]] = []
-    room: list[int] = []
-    for need, piece in sorted(_pieces(examples, budget, merge), key=lambda piece: -piece[0]):
-        place = next((i for i, free in enumerate(room) if free >= need), None)
-        if place is None:
-            batches.append(piece)
-            room.append(budget - need)
-        else:
-            batches[place] += piece
-            room[place] -= need
+    room = np.full(len(pieces), budget)  # of those not begun, too
+    for need, piece in pieces:
+        place = len(batches) if need > budget else int((room[: len(batches) + 1] >= need).argmax())
+        if place == len(batches):
+            batches.append([])
+        batches[place] += piece
+        room[place] -= need
     return batches
 
 
@@ -182,16 +231,14 @@ def _pieces(examples: Sequence[Example], budget: int, merge: bool) -> list[tuple
     """(slots, examples) of what should stay together, none above the budget that could be smaller."""
     if not merge:
         return [(slots(example), [example]) for example in examples]
-    sequences = [_sequence(example) for example in examples]
+    tokens, starts = _flat(examples)
     pieces: list[tuple[int, list[Example]]] = []
-    before = np.empty(0, np.int64)
-    for index in _by_prefix(sequences):
-        tokens = sequences[index]
-        shared = common_prefix(before, tokens)
-        grown = len(tokens) - shared
-        if shared and pieces[-1][0] + grown <= budget:
-            pieces[-1] = (pieces[-1][0] + grown, [*pieces[-1][1], examples[index]])
+    for index, shared in zip(*(one.tolist() for one in _by_prefix(tokens, starts)), strict=True):
+        count = slots(examples[index])
+        if shared and pieces[-1][0] + count - shared <= budget:
+            piece = pieces[-1][1]
+            piece.append(examples[index])
+            pieces[-1] = pieces[-1][0] + count - shared, piece
         else:
-            pieces.append((len(tokens), [examples[index]]))
-        before = tokens
+            pieces.append((count, [examples[index]]))
     return pieces
