@@ -33,7 +33,7 @@ ORDER = [
     ["model.attention"],
     ["model.folder", "model.gguf_header", "model.claims"],
     ["model.adapter_folder", "model.hub"],
-    ["model.network"],
+    ["model.network", "model.sources"],
     ["model.load", "model.adapters", "model.flops"],
     ["model.blueprint"],
     ["model.excerpt", "model.filling"],

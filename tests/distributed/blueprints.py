@@ -20,13 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from surefoot import SFTConfig
-from surefoot.model import filling
+from surefoot.model import sources
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.blueprint import adapted, blueprint
 from surefoot.model.excerpt import excerpt, transferred
 from surefoot.model.filling import fill, fill_model
 from surefoot.model.load import load
-from surefoot.model.network import Network, look_at
+from surefoot.model.network import Network, look_at, unwrapped
 from surefoot.ranks import rank, ranks
 from surefoot.train.distributed import local, shard
 from surefoot.train.memory import Live
@@ -59,7 +59,7 @@ class Case:
 
 ARCHITECTURES = (
     *("llama", "llama_tied", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2", "opt"),
-    *("olmo2", "granite", "bloom", "falcon", "gptj", "cohere2", "smollm3"),
+    *("olmo2", "granite", "bloom", "falcon", "gptj", "cohere2", "smollm3", "mixtral", "qwen3_moe"),
 )
 CASES = [*map(Case, ARCHITECTURES), Case("llama", lora=1), Case("llama_tied", lora=3)]
 LARGE: dict[str, Any] = {
@@ -85,6 +85,7 @@ def by_loading(case: Case, folder: Path) -> Network:
 
 def in_double(model: torch.nn.Module) -> torch.nn.Module:
     """Its weights, as a run's precision is set."""
+    unwrapped(model).set_experts_implementation("eager")  # the other ways to compute experts know no float64
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float64)
     return model.train()
@@ -167,6 +168,9 @@ class Counted:
     def __exit__(self, *error: Any) -> None:
         self.file.__exit__(*error)
 
+    def keys(self) -> list[str]:
+        return list(self.file.keys())
+
     def get_slice(self, name: str) -> CountedSlice:
         return CountedSlice(self.file.get_slice(name))
 
@@ -174,6 +178,9 @@ class Counted:
 class CountedSlice:
     def __init__(self, part: Any) -> None:
         self.part = part
+
+    def get_dtype(self) -> str:
+        return self.part.get_dtype()
 
     def get_shape(self) -> list[int]:
         return self.part.get_shape()
@@ -188,7 +195,7 @@ def memory(folder: Path, draw: bool) -> dict[str, int]:
     """Bytes of the model, and the most that this process held of them until it had its share."""
     name = str(folder / "large")
     mesh = init_device_mesh("cpu", (ranks(),))
-    filling.safe_open, Counted.read = Counted, 0  # type: ignore[assignment]
+    sources.safe_open, Counted.read = Counted, 0  # type: ignore[assignment]
     gc.collect()
     _forget_most()
     began = _resident("VmRSS")
@@ -197,7 +204,7 @@ def memory(folder: Path, draw: bool) -> dict[str, int]:
             network = fill(shard(Network(blueprint(name).model), mesh), CPU)
         else:
             network = shard(Network(load(name).model), mesh)
-    filling.safe_open = safe_open
+    sources.safe_open = safe_open
     own = sum(local(p).nbytes for p in network.model.parameters())
     assert all(isinstance(p, DTensor) for p in network.model.parameters())
     return {

@@ -14,21 +14,21 @@ import torch
 import transformers as tf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import Chunk, Transpose, WeightConverter
 
 from surefoot.errors import UserError
-from surefoot.model import filling
+from surefoot.model import filling, sources
 from surefoot.model.adapters import adapt
-from surefoot.model.blueprint import NoBlueprint, adapted, blueprint
+from surefoot.model.blueprint import adapted, blueprint
 from surefoot.model.excerpt import excerpt, transferred
 from surefoot.model.filling import fill, fill_model, whole_tensors
 from surefoot.model.load import load
 from surefoot.model.network import Network, head_of, look_at
+from surefoot.model.sources import Joined, NoBlueprint, Reader, Source
 from tests import tiny
 from tests.security.hostile import edit
 
 CPU = torch.device("cpu")
-CONVERTED = ("mixtral", "qwen2_moe_window", "qwen3_moe")
-DRAWN = [name for name in (*tiny.CONFIGS, *tiny.FURTHER) if name not in CONVERTED]
 Spoil = Callable[[Path], object]
 
 
@@ -63,7 +63,7 @@ def assert_same(model: torch.nn.Module, whole: torch.nn.Module) -> None:
 # The whole -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", DRAWN)
+@pytest.mark.parametrize("architecture", [*tiny.CONFIGS, *tiny.FURTHER])
 def test_a_drawn_model_is_the_loaded_one(architecture: str, tmp_path: Path) -> None:
     name = saved(tmp_path, architecture)
     drawn = blueprint(name, dtype=torch.float64)
@@ -205,10 +205,71 @@ def test_no_blueprint(llama: str, tmp_path: Path, spoil: Spoil, said: str) -> No
         blueprint(str(folder))
 
 
-@pytest.mark.parametrize("architecture", CONVERTED)
-def test_none_where_weights_are_converted(architecture: str, tmp_path: Path) -> None:
-    with pytest.raises(NoBlueprint, match="converted on loading"):
-        blueprint(saved(tmp_path, architecture))
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        (Transpose(0, 1), r"converted \(Transpose\)"),
+        (Chunk(dim=0), "q_proj.weight is not in the weight files"),
+    ],
+    ids=["transposed", "cut"],
+)
+def test_none_where_weights_are_converted(
+    operation: Any, said: str, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proj = "self_attn.{}_proj.weight"
+    cut = isinstance(operation, Chunk)
+    targets = [proj.format(name) for name in ("k", "v")] if cut else proj.format("q")
+    conversion = WeightConverter(proj.format("q"), targets, operations=[operation])
+    from transformers import conversion_mapping
+
+    monkeypatch.setattr(
+        conversion_mapping,
+        "get_checkpoint_conversion_mapping",
+        lambda kind: {"llama": [conversion], "legacy": []}.get(kind),
+    )
+    with pytest.raises(NoBlueprint, match=said):
+        blueprint(llama)
+
+
+def test_experts_that_are_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.model("mixtral", torch.float32).save_pretrained(tmp_path, max_shard_size="7KB")
+    tiny.tokenizer().save_pretrained(tmp_path)
+    drawn = blueprint(str(tmp_path))
+    monkeypatch.setattr(filling, "PIECE", 1)  # expert by expert
+    monkeypatch.setattr(sources, "OPEN_FILES", 2)
+    fill_model(drawn.model, CPU)
+    assert_same(drawn.model, load(str(tmp_path)).model)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 10
+
+
+def test_rows_of_what_is_joined(tmp_path: Path) -> None:
+    held = {name: torch.randn(shape) for name, shape in {"a": (3, 4), "b": (2, 4), "c": (3, 4)}.items()}
+    save_file(held, tmp_path / "x.safetensors")
+    leaf = {
+        name: Source(tmp_path / "x.safetensors", name, tuple(t.shape), t.dtype) for name, t in held.items()
+    }
+    a, b, c = leaf["a"], leaf["b"], leaf["c"]
+    for dim, stacked, parts in (
+        (0, False, "abc"),
+        (1, False, "ac"),
+        (0, True, "ac"),
+        (1, True, "ac"),
+        (2, True, "ca"),
+    ):
+        join = torch.stack if stacked else torch.cat
+        want = join([held[name] for name in parts], dim)
+        found = Joined(tuple(leaf[name] for name in parts), dim, stacked, tuple(want.shape))
+        with Reader() as reader:
+            for start in range(len(want)):
+                for end in range(start + 1, len(want) + 1):
+                    assert torch.equal(reader.rows(found, start, end), want[start:end])
+    deep = Joined(
+        (Joined((a, c), 0, True, (2, 3, 4)), Joined((c, a), 0, True, (2, 3, 4))), 1, False, (2, 6, 4)
+    )
+    with Reader() as reader:
+        want = torch.cat([torch.stack([held["a"], held["c"]]), torch.stack([held["c"], held["a"]])], 1)
+        assert torch.equal(reader.rows(deep, 1, 2), want[1:])
+        assert torch.equal(reader.whole(b), held["b"])
 
 
 def test_none_of_a_gguf_file(tmp_path: Path) -> None:
@@ -291,12 +352,12 @@ def test_tied_weights_are_read_once_and_in_pieces(llama: str, monkeypatch: pytes
             asked.append(name)
             return self.file.get_slice(name)
 
-    monkeypatch.setattr(filling, "safe_open", Watched)
-    monkeypatch.setattr(filling, "PIECE", 1000)
     drawn = blueprint(llama)
+    monkeypatch.setattr(sources, "safe_open", Watched)
+    monkeypatch.setattr(filling, "PIECE", 1000)
     fill_model(drawn.model, CPU)
     assert sorted(set(asked)) == sorted(load_file(Path(llama) / "model.safetensors"))
-    assert asked.count("model.embed_tokens.weight") == 2  # for its shape, for its values
+    assert asked.count("model.embed_tokens.weight") == 14  # 97 rows, 7 of them in 1,000 bytes
     assert_same(drawn.model, load(llama).model)
 
 
@@ -352,7 +413,16 @@ def test_an_adapter_that_finds_no_place(llama: str) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "layers"),
-    [("llama_tied", 1), ("gemma2", 2), ("lfm2", 2), ("smollm3", 2), ("exaone4", 3), ("gpt2", 1), ("opt", 1)],
+    [
+        ("llama_tied", 1),
+        ("gemma2", 2),
+        ("lfm2", 2),
+        ("smollm3", 2),
+        ("exaone4", 3),
+        ("qwen3_moe", 1),
+        ("gpt2", 1),
+        ("opt", 1),
+    ],
 )
 def test_an_excerpt_has_each_kind_of_layer_and_real_weights(
     architecture: str, layers: int, tmp_path: Path

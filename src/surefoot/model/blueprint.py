@@ -21,55 +21,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from logging import FATAL
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from surefoot.errors import UserError
 from surefoot.model.adapters import adapt
 from surefoot.model.claims import check_size
-from surefoot.model.folder import ADAPTER, CONFIG, check_model, read_json, weight_files
+from surefoot.model.folder import ADAPTER, CONFIG, check_model, read_json
 from surefoot.model.load import GENERATION, locate, model_folder
+from surefoot.model.sources import Joined, NoBlueprint, OnFile, Source, Traced, on_file
 
 SOURCES = "_surefoot_sources"
 """Mark on a module: for its weights and buffers by name, where their values are. It stays with the module when that
 is wrapped, copied or sharded."""
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
-"""Types that are read as they are; others belong to quantised models."""
-
-
-class NoBlueprint(Exception):  # noqa: N818
-    """This model has to be loaded whole, and why."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the values of one weight are."""
-
-    file: Path
-    name: str
-    """In the file."""
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    """Type that the model library gives them when it loads the whole; not always the file's."""
+JOINING = ("MergeModulelist", "Concatenate")
+"""What the model library may do to the tensors of a file, by its own names: the experts of a layer become one
+tensor."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +102,15 @@ def draw(config: Any, folder: Path, name: str, dtype: torch.dtype | None, some: 
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if not isinstance(kind, type) or getattr(kind, "config_class", None) is not type(config):
         raise NoBlueprint(f"which class builds it is not known ({type(config).__name__})")
-    made: dict[int, tuple[torch.Tensor, Source]] = {}
-    on_file = {key: OnFile(source, made) for key, source in _on_file(folder).items()}
+    traced = Traced()
+    stand_ins = {key: OnFile(source, traced) for key, source in on_file(folder).items()}
     label = config.name_or_path
     try:
-        with _quiet():
+        with _quiet(), traced:
             model, found = kind.from_pretrained(
                 None,
                 config=config,
-                state_dict=on_file,
+                state_dict=stand_ins,
                 dtype=dtype or "auto",
                 output_loading_info=True,
             )
@@ -149,7 +122,7 @@ def draw(config: Any, folder: Path, name: str, dtype: torch.dtype | None, some: 
     model.config._name_or_path = model.name_or_path = label
     if missing := sorted(found["missing_keys"]):
         raise NoBlueprint(f"{missing[0]} is not in the weight files")
-    _mark(model, made)
+    _mark(model, traced)
     _all_tied(model)
     notes = ()
     if (unknown := sorted(found["unexpected_keys"])) and not some:
@@ -183,66 +156,25 @@ def _generation(folder: Path) -> GenerationConfig:
     return GenerationConfig.from_pretrained(str(folder), config_file_name=CONFIG, _from_model_config=True)
 
 
-# What the files hold -----------------------------------------------------------------------------------
+# Where each tensor is ----------------------------------------------------------------------------------
 
 
-def _on_file(folder: Path) -> dict[str, Source]:
-    """Every tensor of the weight files, by its name there."""
-    found: dict[str, Source] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # it is no dictionary
-                    part = file.get_slice(name)
-                    if (kind := part.get_dtype()) not in DTYPES:
-                        raise NoBlueprint(f"{path.name}: {name} is of type {kind}, as quantised weights are")
-                    if name in found:
-                        raise NoBlueprint(f"{name} is in {found[name].file.name} and in {path.name}")
-                    found[name] = Source(path, name, tuple(part.get_shape()), DTYPES[kind])
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-    return found
-
-
-class OnFile:
-    """Stands for a tensor of the weight files while the model library loads them.
-
-    The library renames, casts, concatenates, and puts into the model what comes of it. What it makes of this is on
-    meta, and remembered: a tensor of the model that is one of those is that tensor of the file, cast, no more.
-    """
-
-    def __init__(self, source: Source, made: dict[int, tuple[torch.Tensor, Source]]) -> None:
-        self.source, self.dtype, self._made = source, source.dtype, made
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
-
-    def __getitem__(self, index: Any) -> OnFile:
-        assert index is Ellipsis
-        return self
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        tensor = torch.empty(self.source.shape, dtype=dtype or self.dtype, device="meta")
-        # Kept, so that no other storage gets its number.
-        self._made[tensor.untyped_storage()._cdata] = (tensor, replace(self.source, dtype=tensor.dtype))
-        return tensor
-
-
-def _mark(model: PreTrainedModel, made: dict[int, tuple[torch.Tensor, Source]]) -> None:
-    """Write to each module where its tensors are. Raises NoBlueprint for one that is in no file as it is."""
-    if any(hasattr(conversion, "operations") for conversion in vars(model).get("_weight_conversions") or ()):
-        raise NoBlueprint("its weights are kept in another form than the model's, and converted on loading")
+def _mark(model: PreTrainedModel, traced: Traced) -> None:
+    """Write to each module where its tensors are. Raises NoBlueprint for one that is not to be had by rows."""
+    for conversion in vars(model).get("_weight_conversions") or ():
+        for operation in getattr(conversion, "operations", ()):
+            if (what := type(operation).__name__) not in JOINING:
+                raise NoBlueprint(
+                    f"its weights are kept in another form than the model's, and converted ({what})"
+                )
     for where, module in model.named_modules():
-        sources: dict[str, Source] = {}
+        sources: dict[str, Source | Joined] = {}
         kept = {key: t for key, t in module._buffers.items() if key not in module._non_persistent_buffers_set}
         for key, tensor in (*module._parameters.items(), *kept.items()):
             if tensor is None:
                 continue
-            own, source = made.get(tensor.untyped_storage()._cdata, (None, None))
-            if source is None or own is None:
+            if (source := traced.source(tensor)) is None:
                 raise NoBlueprint(f"{where}.{key} is not in the weight files as it is in the model")
-            if (own.shape, own.stride(), own.dtype) != (tensor.shape, tensor.stride(), tensor.dtype):
-                raise NoBlueprint(f"{where}.{key} has another form in the model than in {source.file.name}")
             sources[key] = source
         rest = {key: t for key, t in module._buffers.items() if key not in kept}
         for key, tensor in {**vars(module), **rest}.items():

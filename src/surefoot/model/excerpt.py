@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from surefoot.model.blueprint import Blueprint, NoBlueprint, draw
+from surefoot.model.blueprint import Blueprint, draw
 from surefoot.model.network import Network, head_of, unwrapped
+from surefoot.model.sources import NoBlueprint
 
 COUNTING = ("idx", "index", "layer_id", "number")
 """In the names of what tells a layer which one it is, not what kind."""

@@ -1,7 +1,7 @@
 """The values of a model that is drawn only: each rank reads its own rows of each weight, no more.
 
 1. What is on meta gets memory on the device: of a sharded weight, this rank's rows.
-2. File by file, tensor by tensor, those rows are read, cast as loading the whole would cast them, and put there.
+2. Tensor by tensor, those rows are read, cast as loading the whole would cast them, and put there.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor, Shard
 
 from surefoot.errors import UserError
-from surefoot.model.blueprint import SOURCES, Source, unsourced
+from surefoot.model.blueprint import SOURCES, unsourced
 from surefoot.model.network import Network
+from surefoot.model.sources import Joined, Reader, Source, first
 
 PIECE = 64 << 20
 """Bytes that are read at once: beside a weight's own memory, so much of it is held again."""
@@ -47,17 +46,13 @@ def fill_model(model: torch.nn.Module, device: torch.device) -> None:
         if getattr(module, key).device.type == "meta"
     ]
     _materialise(model, device)
-    wanted: dict[str, dict[int, tuple[Source, torch.Tensor]]] = {}
+    wanted: dict[int, tuple[Source | Joined, torch.Tensor]] = {}
     for source, module, key in empty:
         tensor = getattr(module, key)
-        wanted.setdefault(str(source.file), {})[id(tensor)] = (source, tensor)  # tied weights are read once
-    for path in sorted(wanted):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for source, tensor in wanted[path].values():
-                    _write(file, source, tensor)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        wanted[id(tensor)] = (source, tensor)  # tied weights are read once
+    with Reader() as reader:
+        for source, tensor in sorted(wanted.values(), key=lambda pair: str(first(pair[0]).file)):
+            _write(reader, source, tensor)
 
 
 def _materialise(model: torch.nn.Module, device: torch.device) -> None:
@@ -76,24 +71,18 @@ def _materialise(model: torch.nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def _write(file: Any, source: Source, tensor: torch.Tensor) -> None:
+def _write(reader: Reader, source: Source | Joined, tensor: torch.Tensor) -> None:
     """Read those rows of a tensor that are here."""
-    there = tuple(file.get_slice(source.name).get_shape())
-    if there != source.shape:
-        raise UserError(
-            f"{source.file}: {source.name} has the shape {list(there)} now, and had {list(source.shape)}: the "
-            "file was changed while it was read"
-        )
     assert tuple(tensor.shape) == source.shape, source
     own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if own.ndim == 0:
-        own.copy_(file.get_tensor(source.name).to(source.dtype))
+        own.copy_(reader.whole(source))
         return
-    start, part = _first_row(tensor), file.get_slice(source.name)
+    start = _first_row(tensor)
     rows = max(1, PIECE // max(1, own.itemsize * math.prod(own.shape[1:])))
-    for first in range(0, len(own), rows):
-        last = min(first + rows, len(own))
-        own[first:last].copy_(part[start + first : start + last].to(source.dtype))
+    for begin in range(0, len(own), rows):
+        end = min(begin + rows, len(own))
+        own[begin:end].copy_(reader.rows(source, start + begin, start + end))
 
 
 def _first_row(tensor: torch.Tensor) -> int:
@@ -120,9 +109,6 @@ def whole_tensors(model: torch.nn.Module) -> list[tuple[str, Callable[[], torch.
     return found
 
 
-def _whole(source: Source) -> torch.Tensor:
-    try:
-        with safe_open(source.file, framework="pt") as file:
-            return file.get_tensor(source.name).to(source.dtype)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{source.file} cannot be read: {source.name}: {error}") from error
+def _whole(source: Source | Joined) -> torch.Tensor:
+    with Reader() as reader:
+        return reader.whole(source)
