@@ -191,18 +191,26 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True) if torch.cuda.is_available() else flex_attention
 
 
+@cache
+def _outside_graphs() -> Any:
+    return torch.compiler.disable(forest_attention)
+
+
 def _no_padding(*args: Any, **kwargs: Any) -> None:
     """A forest has no slot of padding; to look for it would be to wait for the device."""
 
 
 @contextmanager
-def attending_forests(model: PreTrainedModel) -> Iterator[None]:
+def attending_forests(model: PreTrainedModel, compiled: bool = False) -> Iterator[None]:
     """While open, the model's attention is `forest_attention`. Keep it open until backward is through.
+
+    `compiled`: of layers that are, attention stays outside: its layout is another in each micro-batch, and it has
+    kernels of its own.
 
     No mask function goes with it, so no mask of T × T slots is built; with one, transformers would look at the
     positions first, and the host would wait for the device in each forward pass.
     """
-    AttentionInterface.register(NAME, forest_attention)
+    AttentionInterface.register(NAME, _outside_graphs() if compiled else forest_attention)
     configs = {
         id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)
     }

@@ -78,6 +78,8 @@ class Network:
     """What the model is called through if its weights are sharded over processes."""
     offload: bool = False
     """Large activations wait for the backward pass in the host's memory."""
+    compiled: bool = False
+    """The decoder layers are compiled, all but their attention; adapters with them, in PEFT's own way."""
 
     @property
     def core(self) -> PreTrainedModel:
@@ -93,14 +95,15 @@ class Network:
         """Set attention up; open it around the forward and backward passes of a step."""
         with ExitStack() as stack:
             if self.packed:
-                stack.enter_context(attending_forests(self.core))
+                stack.enter_context(attending_forests(self.core, self.compiled))
             if self.product_dtype is not None:
                 # An outer autocast keeps the bf16 copies of the weights for all micro-batches of the step; of
                 # sharded weights, that would be the whole model on each rank.
                 stack.enter_context(
                     torch.autocast(self.device.type, self.product_dtype, cache_enabled=self.root is None)
                 )
-            stack.enter_context(fast_adapters(self.model, self.product_dtype))
+            if not self.compiled:
+                stack.enter_context(fast_adapters(self.model, self.product_dtype))
             yield
 
     def plan(self, examples: Sequence[Example], budget: int) -> list[list[Example]]:
