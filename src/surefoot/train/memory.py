@@ -25,6 +25,7 @@ from surefoot.data.forest import Forest, plant
 from surefoot.data.rows import Example
 from surefoot.model.loss import CHUNK_ELEMENTS
 from surefoot.model.network import Network, embedding_rows
+from surefoot.train.distributed import local
 from surefoot.train.recompute import decoder_layers
 from surefoot.train.restored import restored
 
@@ -172,7 +173,7 @@ def measure(network: Network, examples: Sequence[Example], longest: int) -> Foot
         before = live.now
         small, large = (plant(fill(examples, slots)).to(device) for slots in (SMALL, LARGE))
         _read(network, small, live, layers)  # makes gradients and bf16 weights
-        gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        gradients = sum(local(p).nbytes for p in model.parameters() if p.requires_grad)
         copies = max(0, live.now - before - gradients)
         one, two = _read(network, small, live, layers), _read(network, large, live, layers)
         footprint = _fit(network, one, two, gradients, copies)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from surefoot.config import SFTConfig
 from surefoot.data.forest import slots
 from surefoot.data.rows import Example
 from surefoot.errors import UserError
 from surefoot.model.network import Network
+from surefoot.ranks import local_ranks, most, ranks
 from surefoot.train import hardware
+from surefoot.train.distributed import local
 from surefoot.train.memory import LARGE, Footprint, measure
 from surefoot.train.recompute import decoder_layers
 from surefoot.train.remembered import Book
@@ -115,13 +118,17 @@ def choose(
     Raises UserError, before any step, when the weights or the longest example cannot fit.
     """
     device, layers = network.device, len(decoder_layers(network.model))
-    trained = sum(p.nbytes for p in network.model.parameters() if p.requires_grad)
+    trained = sum(local(p).nbytes for p in network.model.parameters() if p.requires_grad)
     work = _look(network, examples, args, longest)
     if device.type == "cpu":
         hardware.give_back_heap()  # what an earlier run or the loading of the model left would count twice
+    held, free = hardware.held_bytes(device), hardware.free_bytes(device)
+    if device.type == "cpu":
+        free //= local_ranks()
+    held, taken = (int(number) for number in most([held, -free]))  # all must choose alike
     memory = _Memory(
-        held=hardware.held_bytes(device),
-        free=hardware.free_bytes(device),
+        held=held,
+        free=-taken,
         lasting=optimizers_bytes,
         update=trained if args.precision == "pure-bf16" else 0,
         overhead=HEAP if device.type == "cpu" else 1.0,
@@ -132,7 +139,7 @@ def choose(
     found = book.footprint()
     if found is None or (found.square is None and work.longest > LARGE):
         started = time.perf_counter()
-        found = measure(network, work.sample, work.longest)
+        found = _largest(measure(network, work.sample, work.longest))
         notes.append(f"memory by the token measured in {time.perf_counter() - started:.1f} s")
         notes += book.write(footprint=found)
     else:
@@ -155,6 +162,8 @@ def choose(
         why = "as micro_batch_tokens says"
     elif len(fitting) == 1:
         why = "larger ones do not fit in memory"
+    elif ranks() > 1:  # one that ran out of memory in the measurement would leave the others waiting
+        why = "with several processes others are not measured"
     else:
         budget, why = fastest(
             network,
@@ -174,6 +183,14 @@ def choose(
         *notes,
     )
     return Plan(budget, count, layers, peak, memory.held + memory.free, reasons)
+
+
+def _largest(found: Footprint) -> Footprint:
+    """On all ranks, what the rank took that took most."""
+    numbers, shape = tree_flatten(asdict(found))
+    there = [number is not None for number in numbers]
+    largest = most([number or 0 for number in numbers])
+    return Footprint(**tree_unflatten([n if t else None for n, t in zip(largest, there, strict=True)], shape))
 
 
 def _sizes(device: torch.device) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import surefoot
 from surefoot.data.cache import cache_folder
 from surefoot.model.network import Network
+from surefoot.ranks import rank, ranks, told
 from surefoot.train import hardware
 from surefoot.train.memory import Footprint
 
@@ -23,9 +25,13 @@ class Book:
     def __init__(self, network: Network) -> None:
         key = hashlib.sha256(json.dumps(_identity(network)).encode()).hexdigest()[:16]
         self.path = cache_folder() / "plans" / f"{key}.json"
+        text = ""
+        if rank() == 0:  # what it remembers, all do: they must choose alike
+            with suppress(OSError, ValueError):
+                text = self.path.read_text(encoding="utf-8")
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = json.loads(told(text))
+        except ValueError:
             content = {}
         self.content: dict[str, Any] = content if isinstance(content, dict) else {}
 
@@ -52,6 +58,8 @@ class Book:
             self.content["footprint"] = asdict(footprint)
         if speeds is not None:
             self.content["speeds"] = speeds
+        if rank() > 0:
+            return []
         partial = self.path.with_suffix(".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,4 +87,5 @@ def _identity(network: Network) -> list[str]:
         hashlib.sha256(repr(weights).encode()).hexdigest(),
         str(network.product_dtype),
         str((network.packed, network.head is None)),
+        str((ranks(), network.root is not None)),
     ]
