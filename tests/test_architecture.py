@@ -42,7 +42,7 @@ ORDER = [
     ["train.hardware", "train.interrupt", "train.plain", "train.progress", "train.restarts", "train.watchdog"],
     ["train.optim"],
     ["train.recompute", "train.restored"],
-    ["train.distributed"],
+    ["train.distributed", "train.compiling"],
     ["train.accord"],
     ["train.memory"],
     ["train.remembered"],
