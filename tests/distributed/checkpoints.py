@@ -48,8 +48,8 @@ CASES = [
     Case("mixtral", "adafactor"),
     Case(lora=True),
 ]
-"""Tied weights; matrices of rows and columns on the side; experts (three dimensions); weights of a single row, which
-most ranks have nothing of."""
+"""Tied weights; matrices of rows and columns on the side; experts (three dimensions); weights of a single row,
+which most ranks have nothing of."""
 AT = 2
 """The step after which all cases are saved."""
 
@@ -233,6 +233,7 @@ def leave_faults(folder: Path) -> dict[str, Any]:
                 one.storage.free_bytes = lambda _, own=own: own + 1  # type: ignore[method-assign]
             said = one.save(now, None, wait=wait)
             said += one.finish()
+            dist.barrier()  # the first one has taken away what is left
             left = sorted(path.name for path in (place / "checkpoints").iterdir())
             dist.barrier()  # all have looked
             one.storage, one.run.sync_events = Storage(), lambda: None  # type: ignore[method-assign]

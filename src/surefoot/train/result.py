@@ -60,20 +60,17 @@ def _tried(do: Callable[[], None]) -> str | None:
         do()
     except Exception as error:
         failed = error
-    another = (
-        failed is not None and not isinstance(failed, (Elsewhere, StoppedElsewhere)) and not _passes(failed)
-    )
-    said = [
-        json.loads(text) for text in texts(json.dumps([another, None if failed is None else str(failed)]))
-    ]
-    if failed is not None and another:
+    mine = failed is not None and not isinstance(failed, (Elsewhere, StoppedElsewhere))
+    passes = failed is None or not mine or _passes(failed)
+    said = [json.loads(text) for text in texts(json.dumps([str(failed) if mine else None, passes]))]
+    if failed is not None and not passes:
         raise failed
-    for number, (another, words) in enumerate(said):
-        if another:
-            raise StoppedElsewhere(f"rank {number}: {words}")
-    # Who only knows it of another rank says so; whose it is, said it without the others.
-    own = [words for _, words in said if words is not None]
-    return min(own, key=len) if own else None
+    reasons = [
+        f"rank {number}: {one}" if number else one for number, (one, _) in enumerate(said) if one is not None
+    ]
+    if not all(passes for _, passes in said):
+        raise StoppedElsewhere(reasons[0])
+    return reasons[0] if reasons else None
 
 
 def _passes(error: Exception) -> bool:
