@@ -24,7 +24,7 @@ from surefoot.model.excerpt import excerpt, transferred
 from surefoot.model.filling import fill, fill_model, whole_tensors
 from surefoot.model.load import load
 from surefoot.model.network import Network, head_of, look_at
-from surefoot.model.sources import Joined, NoBlueprint, Reader, Source
+from surefoot.model.sources import Joined, NoBlueprint, OnFile, Reader, Source, Traced
 from tests import tiny
 from tests.security.hostile import edit
 
@@ -66,6 +66,7 @@ def assert_same(model: torch.nn.Module, whole: torch.nn.Module) -> None:
 @pytest.mark.parametrize("architecture", [*tiny.CONFIGS, *tiny.FURTHER])
 def test_a_drawn_model_is_the_loaded_one(architecture: str, tmp_path: Path) -> None:
     name = saved(tmp_path, architecture)
+    edit(tmp_path / "generation_config.json", top_k=7)
     drawn = blueprint(name, dtype=torch.float64)
     assert all(p.is_meta for p in drawn.model.parameters())
     assert not any(b.is_meta for b in drawn.model.buffers())
@@ -240,6 +241,14 @@ def test_experts_that_are_in_several_files(tmp_path: Path, monkeypatch: pytest.M
     fill_model(drawn.model, CPU)
     assert_same(drawn.model, load(str(tmp_path)).model)
     assert len(list(tmp_path.glob("*.safetensors"))) > 10
+
+
+def test_a_part_or_another_form_of_a_tensor_is_not_that_tensor() -> None:
+    source, traced = Source(Path("x"), "x", (4, 4), torch.float32), Traced()
+    made = OnFile(source, traced).to(device="cpu")
+    assert traced.source(made) == traced.source(torch.nn.Parameter(made)) == source
+    for other in (made.T, made[:2], made.view(2, 8), made.view(torch.int32), made + 0, made.clone()):
+        assert traced.source(other) is None
 
 
 def test_rows_of_what_is_joined(tmp_path: Path) -> None:
