@@ -199,6 +199,13 @@ def measure(
     return {"summary": stored, "settings": settings, "versions": versions, "flops_a_token": work}
 
 
+def store(out: Path, place: Card, steps: int, found: dict[str, Any]) -> None:
+    """What has been found so far: a card is lent by the hour, and a later combination may fail."""
+    about = {"date": run.now(), "device": place.name, "machine": machine.describe(), "steps": steps}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**about, "found": found}, indent=1) + "\n")
+
+
 def main() -> int:
     """Every combination that fits, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -250,10 +257,8 @@ def main() -> int:
                     result = measure(workloads.read(work / "rows"), args, work, device, place)
                     if result is not None:
                         found[title] = result
-    about = {"date": run.now(), "device": place.name, "machine": machine.describe(), "steps": args.steps}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({**about, "found": found}, indent=1) + "\n")
-    print(f"{args.out} written")
+                        store(args.out, place, args.steps, found)
+    print(f"{args.out} written" if found else "nothing could be measured")
     return 0 if found else 1
 
 
