@@ -49,6 +49,9 @@ WORDS = [
     "river",
 ]
 
+ROWS = 4
+"""Of a step, for each process."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -85,13 +88,13 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
     """Plan, train, compare."""
     folder.mkdir(parents=True)
     data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows(case, 8 * args.steps * args.nproc)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(case, ROWS * args.steps * args.nproc)))
     recipe = {
         "model_name_or_path": args.model,
         "dataset_name": str(data),
         "output_dir": str(folder / "run"),
         "max_steps": args.steps,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": ROWS,
         "micro_batch_tokens": case.micro_batch_tokens,
         "gradient_checkpointing": case.recompute,
         "use_peft": case.lora,
@@ -124,7 +127,7 @@ def main() -> None:
     """Every case, one after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m", help="short name or folder")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2, help="the second is the first with optimizer state")
     parser.add_argument("--nproc", type=int, default=1, help="processes of this machine")
     parser.add_argument("--shard", choices=["none", "full"], default="none")
     parser.add_argument("--only", help="cases whose name contains this")

@@ -131,7 +131,7 @@ def _place(own: PlanOptions, ranks: int) -> Place:
     if known is None and own.gpu_memory is None:
         names = ", ".join(known.name for known in CARDS)
         said = (
-            f"no card named '{name}' is known.{nearest(name, [c.name for c in CARDS])}"
+            f"no card named '{name}' is known.{nearest(name.upper(), [c.name for c in CARDS])}"
             if name
             else "which card?"
         )
@@ -224,7 +224,8 @@ def _rows(args: SFTConfig, own: PlanOptions, model: Any, notes: list[str]) -> tu
 
 def _read(args: SFTConfig, model: Any, notes: list[str]) -> list[Any]:
     from surefoot.model.load import load_tokenizer, locate, prepare_tokenizer
-    from surefoot.train.setup import Prepared, open_data, read_data
+    from surefoot.train.loading import Prepared
+    from surefoot.train.setup import open_data, read_data
 
     tokenizer = load_tokenizer(
         locate(str(args.model_name_or_path)),

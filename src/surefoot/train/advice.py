@@ -34,26 +34,23 @@ def suggestions(problem: Problem) -> list[str]:
     Empty when nothing helps.
     """
     way, several = problem.way, problem.place.ranks > 1
-    mild = [
-        ("gradient_checkpointing=true", replace(way, recompute=True)),
-        ("shard=full", replace(way, shard=several)),
-        ("gradient_checkpointing=true, shard=full", replace(way, recompute=True, shard=several)),
-    ]
-    found = [words for words, other in mild if other != way and replace(problem, way=other).fits()]
-    found = found if len(found) < len(mild) else found[:2]
+    both = replace(way, recompute=True, shard=way.shard or several)
+    single = [replace(way, recompute=True), replace(way, shard=both.shard)]
+    found = [_words(way, other) for other in single if other != way and replace(problem, way=other).fits()]
+    if not found and both not in (way, *single) and replace(problem, way=both).fits():
+        found = [_words(way, both)]
     if more := _alone(problem, ""):
         return found + more
-    if found:
+    if found or both == way:
         return found
-    words, saving = mild[2] if several else mild[0]
-    if saving == way:
-        return []
-    missing = [word for word in words.split(", ") if _adds(word, way)]
-    return _alone(replace(problem, way=saving), ", ".join(missing) + ", ")
+    return _alone(replace(problem, way=both), _words(way, both) + ", ")
 
 
-def _adds(word: str, way: Way) -> bool:
-    return not (way.shard if word.startswith("shard") else way.recompute)
+def _words(way: Way, other: Way) -> str:
+    """The options that lead from one to the other."""
+    words = ["gradient_checkpointing=true"] * (other.recompute > way.recompute)
+    words += ["shard=full"] * (other.shard > way.shard)
+    return ", ".join(words)
 
 
 def _alone(problem: Problem, before: str) -> list[str]:
@@ -75,19 +72,20 @@ def _alone(problem: Problem, before: str) -> list[str]:
 
 
 def _length(problem: Problem) -> int | None:
-    """The largest max_length that fits, if there is one below the longest row."""
+    """The largest max_length that fits, if there is one below the longest row that leaves the average row whole."""
     rows, slots = problem.rows, 0
     for bit in reversed(range(rows.longest.bit_length())):
         tried = slots + (1 << bit)
-        cut = replace(rows, longest=tried, mean=min(rows.mean, tried))
-        if tried < rows.longest and replace(problem, rows=cut).fits():
+        if tried < rows.longest and replace(problem, rows=replace(rows, longest=tried)).fits():
             slots = tried
-    return slots + 1 if slots else None
+    return slots + 1 if slots >= rows.mean else None
 
 
 def _ranks(problem: Problem) -> int | None:
-    """The fewest ranks that fit, of doubled numbers."""
+    """The fewest ranks that fit, of doubled numbers; None if as many as there are would do, were they sharded."""
     ranks, way = problem.place.ranks * 2, replace(problem.way, shard=True)
+    if problem.place.ranks > 1 and replace(problem, way=way).fits():
+        return None
     while ranks <= MOST_RANKS:
         if replace(problem, place=problem.spread(ranks), way=way).fits():
             return ranks
