@@ -34,6 +34,7 @@ ORDER = [
     ["model.folder", "model.gguf_header", "model.claims"],
     ["model.adapter_folder", "model.hub"],
     ["model.network", "model.sources"],
+    ["model.save"],
     ["model.load", "model.adapters", "model.flops"],
     ["model.blueprint"],
     ["model.excerpt", "model.filling"],

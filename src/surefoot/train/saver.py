@@ -156,20 +156,15 @@ class Saver:
 
     def _planned(self, snapshot: Snapshot, wait: bool) -> _Plan:
         """What the ranks have to know of one another, and what the first one finds on the disk."""
-        own = {
-            "tensors": snapshot.tensor_bytes,
-            "bytes": snapshot.bytes,
-            "wait": wait,
-            "plain": snapshot.plain,
-        }
-        said = [json.loads(text) for text in texts(json.dumps(own))]
-        if any(one["plain"] != said[0]["plain"] for one in said):
+        own = json.dumps([snapshot.tensor_bytes, snapshot.bytes, snapshot.plain, wait])
+        tensor_bytes, sizes, plain, waits = zip(*map(json.loads, texts(own)), strict=True)
+        if len(set(plain)) > 1:
             raise (UserError if rank() == 0 else Elsewhere)(
                 "optimizers: what the optimizer keeps besides tensors is not the same on all ranks, and a "
                 "checkpoint holds it once. Let it follow from the step and the gradients alone"
             )
-        total = sum(one["bytes"] for one in said)
-        first = json.loads(texts(json.dumps(self._look(snapshot.step, total) if rank() == 0 else {}))[0])
+        found = self._look(snapshot.step, sum(sizes)) if rank() == 0 else {}
+        first = json.loads(texts(json.dumps(found))[0])
         self.sound = set(first["sound"])
         self._number += 1
         for attempt in self._attempts:  # all have come to an end
@@ -177,9 +172,9 @@ class Saver:
         self._attempts.clear()
         return _Plan(
             number=self._number,
-            bytes=total,
-            tensor_bytes=sum(one["tensors"] for one in said),
-            wait=any(one["wait"] for one in said),
+            bytes=sum(sizes),
+            tensor_bytes=sum(tensor_bytes),
+            wait=any(waits),
             there=first["there"],
             failed=None if first["failed"] is None else OSError(*first["failed"]),
         )
