@@ -107,7 +107,10 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
     path.write_text(yaml.safe_dump(recipe))
     surefoot = [sys.executable, "-m", "surefoot"]
     plan = [*surefoot, "plan", str(path), "--gpu", "cpu", "--gpus", str(args.nproc), "--json"]
-    said = json.loads(subprocess.run(plan, capture_output=True, text=True, check=False).stdout)
+    done = subprocess.run(plan, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise SystemExit(f"{case.name}: surefoot plan ended with {done.returncode}")
+    said = json.loads(done.stdout)
     ranks = ["--nproc", str(args.nproc)] if args.nproc > 1 else []
     subprocess.run([*surefoot, "train", str(path), *ranks], check=True, stdout=sys.stderr)
     lines = (folder / "run" / "events.jsonl").read_text().splitlines()
