@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from surefoot import SFTConfig
 from surefoot.data.forest import slots
 from surefoot.data.rows import Example
+from surefoot.microscope.parts import over_parts
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.network import Network, look_at
 from surefoot.ranks import add_up, rank, ranks
@@ -43,6 +44,8 @@ class Case:
     recomputed: int = 0
     bias: bool = False
     """Of the head."""
+    shard: str = "full"
+    """How several processes hold the weights; nothing to one."""
 
     @property
     def name(self) -> str:
@@ -59,17 +62,26 @@ class Case:
         return 1e-6 if self.recomputed else 1e-12
 
 
-CASES = [
-    Case(optim="sgd", optim_args="momentum=0.9"),
-    Case("llama_tied"),
-    Case("llama_tied", "adamw_torch", recomputed=2),
-    Case("gemma2", "adafactor"),
-    Case("mixtral"),
-    Case("gptj"),
-    Case(lora=True),
-]
+def held_both_ways(cases: list[Case]) -> list[Case]:
+    """Each with its weights sharded, and with all of them on each process."""
+    return [replace(case, shard=shard) for case in cases for shard in ("full", "none")]
+
+
+CASES = held_both_ways(
+    [
+        Case(optim="sgd", optim_args="momentum=0.9"),
+        Case("llama_tied"),
+        Case("llama_tied", "adamw_torch", recomputed=2),
+        Case("gemma2", "adafactor"),
+        Case("mixtral"),
+        Case("gptj"),
+        Case(lora=True),
+    ]
+)
 """Untied and tied heads, one with soft-capping, experts, one that computes its own logits, an adapter with
 weights of a single row."""
+OF_FOUR = [Case("llama_tied"), Case("mixtral", shard="none"), Case(lora=True, shard="none")]
+"""What four processes try too: most of them have nothing in the last step, and some in the one before it."""
 
 
 def steps() -> list[list[Example]]:
@@ -82,7 +94,7 @@ def steps() -> list[list[Example]]:
 
 
 def prepared(case: Case) -> tuple[Network, Optimizers]:
-    """The case's model, the same on all processes, sharded if there are several; and its optimizer."""
+    """The case's model, the same on all processes, sharded if there are several and it says so; its optimizer."""
     net: torch.nn.Module = tiny.model(case.architecture)
     args = SFTConfig(
         optim=case.optim, optim_args=case.optim_args, learning_rate=1e-2, weight_decay=0.1, lora_r=1
@@ -92,16 +104,20 @@ def prepared(case: Case) -> tuple[Network, Optimizers]:
         with torch.no_grad():  # PEFT begins with zeros, behind which there is no gradient
             for parameter in net.parameters():
                 if parameter.requires_grad:
-                    parameter.copy_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
+                    parameter.copy_(0.03 * torch.randn(parameter.shape, dtype=parameter.dtype))
     if case.bias:
         net.lm_head.bias = torch.nn.Parameter(torch.randn(tiny.VOCABULARY, dtype=torch.float64))  # type: ignore[union-attr]
     network = look_at(net, steps()[0], None)
-    if ranks() > 1:
+    if sharded(case):
         network = shard(network)
     checkpoint_layers(net, case.recomputed)
     optimizers = build(net, args)
     shard_state(optimizers)
     return network, optimizers
+
+
+def sharded(case: Case) -> bool:
+    return ranks() > 1 and case.shard == "full"
 
 
 def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -115,8 +131,8 @@ def train(case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         assert any(network.head.weight_VD is parameter for parameter in net.parameters())
         said["logits"] = logits(network, steps()[1])
     for tensor in net.parameters():
-        assert isinstance(tensor, DTensor) == (
-            ranks() > 1
+        assert isinstance(tensor, DTensor) == sharded(
+            case
         )  # also after a forward pass without a backward one
         shards_are_what_they_say(tensor)
     return said, {name: whole(p) for name, p in net.named_parameters() if p.requires_grad}
@@ -198,7 +214,7 @@ def shards_are_what_they_say(tensor: torch.Tensor) -> None:
     assert torch.equal(full[start : start + len(mine)], mine)
     assert torch.equal(full.flatten()[offset(tensor) :][: mine.numel()], mine.flatten())
     share = mine.double().square().sum()
-    torch.testing.assert_close(add_up(share), full.double().square().sum(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(over_parts(share, tensor), full.double().square().sum(), rtol=1e-12, atol=0)
     some = [len(full) - 1, 0, len(full) // 2]
     assert torch.equal(rows(tensor, some), full[some])
 
@@ -207,18 +223,19 @@ def main(index: int, count: int, folder: Path) -> None:
     """One of `count` processes; leaves its results in `folder`."""
     from tests.distributed import slides
 
+    of_steps, of_slides = (CASES, slides.CASES) if count == 2 else (OF_FOUR, slides.OF_FOUR)
     torch.set_num_threads(1)
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", meeting, rank=index, world_size=count, timeout=timedelta(seconds=60))
-    for case in CASES:
+    for case in of_steps:
         with case.arithmetic:
             said, tensors = train(case)
         place = folder / f"{case.name}.{rank()}"
         place.with_name(place.name + ".json").write_text(json.dumps(said))
         save_file(tensors, place.with_name(place.name + ".safetensors"))
-    for case in slides.CASES:
+    for case in of_slides:
         slides.leave(case, folder / f"slides-{case.name}.{rank()}")
     dist.barrier()
     dist.destroy_process_group()

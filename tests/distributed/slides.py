@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from surefoot.config import Watch
 from surefoot.data.rows import Example
 from surefoot.microscope.opening import Opening, Wish
+from surefoot.microscope.records import Recorder
 from surefoot.microscope.slide import Opened
 from surefoot.model.network import Network
 from surefoot.train.distributed import local, micro_batches
@@ -25,15 +27,19 @@ from tests.distributed import ranks
 from tests.distributed.ranks import Case
 
 CLIP = 0.05
-CASES = [
-    Case(optim="sgd", optim_args="momentum=0.9", bias=True),
-    Case("llama_tied"),
-    Case("gemma2", "adafactor", "scale_parameter=true"),
-    Case("gptj"),
-    Case(lora=True),
-]
+CASES = ranks.held_both_ways(
+    [
+        Case(optim="sgd", optim_args="momentum=0.9", bias=True),
+        Case("llama_tied"),
+        Case("gemma2", "adafactor", "scale_parameter=true"),
+        Case("gptj"),
+        Case(lora=True),
+    ]
+)
 """Heads: one with a bias, one tied, one soft-capped too, one whose formula is not known, one that is frozen."""
-MOUNTAINS = CASES[:2]
+OF_FOUR = [replace(CASES[2], shard=shard) for shard in ("full", "none")]
+"""What four processes try too."""
+MOUNTAINS = CASES[:4]
 """The others are without: it is the most of the work, and the same for all."""
 
 
@@ -68,12 +74,14 @@ def watched() -> Watched:
     return Watched(texts, tuple(tiny.examples([(2, 2), (2, 1)], seed=9)))
 
 
-def opened(network: Network, optimizers: Optimizers, folder: Path, hill: bool) -> list[Opened]:
-    """The steps, under the microscope."""
+def opened(
+    network: Network, optimizers: Optimizers, folder: Path, hill: bool
+) -> tuple[list[Opened], list[dict[str, Any]]]:
+    """The steps, under the microscope; and what a recorder keeps of them."""
     wish = Wish(
         "a test", watched=(5, 90), texts=(watched(),), mountain="cut" if hill else "none", extras=True
     )
-    slides = []
+    slides, recorded = [], []
     for number, of in enumerate(examples()):
         opening = Opening(
             network,
@@ -87,9 +95,12 @@ def opened(network: Network, optimizers: Optimizers, folder: Path, hill: bool) -
             scratch=folder,
         )
         opening.losses()
+        recorder = Recorder()
+        opening.look_at_gradient(optimizers, recorder)
         opening.update(optimizers, CLIP)
         slides.append(opening.slide(CLIP))
-    return slides
+        recorded.append({name: asdict(found) for name, found in recorder.found.items()})
+    return slides, recorded
 
 
 def plain(network: Network, optimizers: Optimizers) -> None:
@@ -103,13 +114,14 @@ def run(case: Case, folder: Path) -> tuple[list[Opened], dict[str, Any]]:
     """The slides, and what else came of it."""
     with in_double():
         seen, unseen = ranks.prepared(case), ranks.prepared(case)
-        slides = opened(*seen, folder, case in MOUNTAINS)
+        slides, recorded = opened(*seen, folder, case in MOUNTAINS)
         plain(*unseen)
     kept = [{**dict(network.model.named_parameters()), **o.state()[0]} for network, o in (seen, unseen)]
     batches = micro_batches(unseen[0], examples()[0], budget())
     return slides, {
         "same": {name: torch.equal(local(kept[0][name]), local(kept[1].pop(name))) for name in kept[0]},
         "left": list(kept[1]),
+        "recorded": recorded,
         "gradients": [p.grad is not None for p in seen[0].model.parameters()],
         "batches": [[example.row for example in batch] for batch in batches],
     }

@@ -1,4 +1,4 @@
-"""Two ranks that hold half of each weight see the mountain of one process, and lose nothing by it."""
+"""Two ranks that hold half of each weight, or all, see the mountain of one process, and lose nothing by it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests import tiny
 RANKS = 2
 OF = tiny.examples([(5, 4), (9, 12), (1, 3), (17, 6)])
 BUDGET = 40
+WORDS = ("another rank", "Input/output error")
 
 
 class Stopped(RuntimeError):  # noqa: N818
@@ -57,11 +58,11 @@ def weights(network: Network) -> list[bytes]:
     ]
 
 
-def seen(folder: Path) -> dict[str, Any]:
+def seen(folder: Path, sharded: bool = False) -> dict[str, Any]:
     """What one process, or each rank, finds."""
     net = tiny.model("llama_tied")
     network = look_at(net, OF, None)
-    if dist.is_initialized():
+    if sharded:
         network = shard(network)
     ground = stepped(network, folder)
     was = weights(network)
@@ -92,6 +93,7 @@ def seen(folder: Path) -> dict[str, Any]:
                 cut(unlucky, network, OF, BUDGET, **probe)
             assert weights(network) == was
             unlucky.close()
+        unreadable(network, folder, probe)
     return {
         "losses": mountain.losses,
         "caption": mountain.caption,
@@ -99,6 +101,26 @@ def seen(folder: Path) -> dict[str, Any]:
         "at_one": at_one,
         "across": around.across_is,
     }
+
+
+def unreadable(network: Network, folder: Path, probe: dict[str, Any]) -> None:
+    """On rank 1 the disk gives the weights back until they are to stand at 0.75, and then once not."""
+    ground, read = stepped(network, folder), Ground.read_both
+    was, reads = weights(network), 0
+
+    def once_not(self: Ground, *of: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 2 * len(list(self.pieces())) + 3:  # 0.25 and 0.5 are done, 0.75 has begun
+            raise OSError(5, "Input/output error")
+        return read(self, *of)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(NoMountain, match=WORDS[dist.get_rank()]):
+        if dist.get_rank() == 1:
+            patch.setattr(Ground, "read_both", once_not)
+        cut(ground, network, OF, BUDGET, **probe, along=(0.0, 0.25, 0.5, 0.75, 1.0))
+    assert weights(network) == was
+    ground.close()
 
 
 def test_two_ranks_see_what_one_process_sees(tmp_path: Path) -> None:
@@ -121,8 +143,8 @@ def test_two_ranks_see_what_one_process_sees(tmp_path: Path) -> None:
             process.kill()
             process.communicate()
     assert [process.returncode for process in started] == [0] * RANKS, said
-    for rank in range(RANKS):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+    for name in (f"{rank}-{held}" for rank in range(RANKS) for held in ("sharded", "whole")):
+        found = json.loads((tmp_path / f"{name}.json").read_text())
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-7)
         for row, want in zip(found["heights"], alone["heights"], strict=True):
             assert row == pytest.approx(want, rel=1e-7)
@@ -136,6 +158,7 @@ def test_two_ranks_see_what_one_process_sees(tmp_path: Path) -> None:
 if __name__ == "__main__":
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=RANKS)
-    found = seen(folder / "shared")
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    for held in ("sharded", "whole"):
+        found = seen(folder / "shared", sharded=held == "sharded")
+        (folder / f"{rank}-{held}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

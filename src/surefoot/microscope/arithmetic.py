@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from surefoot.microscope.independent import is_transformers_adafactor
-from surefoot.ranks import add_up_numbers
+from surefoot.microscope.parts import numbers_over_parts
 from surefoot.train.distributed import local
 
 PIECE = 1 << 18
@@ -255,8 +255,7 @@ def _adafactor(step: TensorStep) -> Lines:
     for piece in pieces(grad):
         g = grad[piece].double()
         total += (g / second(piece, g.device).sqrt()).square().sum().item()
-    if isinstance(step.weight, DTensor):
-        total = add_up_numbers([total])[0]
+    (total,) = numbers_over_parts([total], step.weight)
     rms = math.sqrt(total / max(1, step.weight.numel()))
     clip = max(1.0, rms / threshold)
 

@@ -7,6 +7,8 @@ Shapes: N targets, D width, V vocabulary, R watched rows of the head.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,12 +19,13 @@ import torch
 
 from surefoot.data.forest import Forest
 from surefoot.data.rows import Example
+from surefoot.microscope.parts import in_parts, numbers_over_parts
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
-from surefoot.ranks import add_up, add_up_numbers, ranks
+from surefoot.ranks import add_up, add_up_numbers, ranks, texts
 from surefoot.train.distributed import total_norm
 from surefoot.train.recompute import decoder_layers
-from surefoot.train.step import Losses, losses
+from surefoot.train.step import Losses, divisor_of, losses
 
 EMBEDDINGS = "embeddings"
 
@@ -65,7 +68,9 @@ class Capture:
     head_rows_RD: torch.Tensor | None = None
     """Gradient of these rows by the head alone, as autograd hands it over, in float64."""
     norms: list[tuple[float, float]] = field(default_factory=list)
-    """After each micro-batch: weight of the targets so far, squared norm of the gradient so far."""
+    """Of parts of the step, the last of which is all of it: weight of the targets, squared norm of their gradient.
+    The parts are the micro-batches so far, of all ranks; of each rank's own, where each has all weights and adds
+    its gradient to the others' only once."""
     _parts: list[tuple[Forest, TargetStats]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -77,6 +82,8 @@ class Capture:
     ) -> Losses:
         """`step.losses`, watched. `noise` also keeps the gradient's norm after each micro-batch."""
         self._parts, weight = [], 0.0
+        like = next(network.model.parameters())
+        apart = ranks() > 1 and not in_parts(like)
         pending: list[tuple[str, float, int]] = []
 
         def seen(forest: Forest, stats: TargetStats) -> None:
@@ -88,11 +95,12 @@ class Capture:
                     total, count = self.squares[name]
                     self.squares[name] = total + square, count + numbers
             pending.clear()
-            if noise and backprop:
-                weight += add_up_numbers([float(forest.weight_N.sum())])[0]
-                gradients = [p.grad for p in network.model.parameters() if p.grad is not None]
-                self.norms.append((weight, total_norm(gradients) ** 2))
+            if noise and (forest.examples or not apart):
+                (new,) = numbers_over_parts([float(forest.weight_N.sum())], like)
+                weight += new
+                self.norms.append((weight, _square(network)))
 
+        noise = noise and backprop
         if not backprop:
             return losses(network, self.examples, budget, backprop=False, seed=seed, seen=seen)
         if network.head is not None and self.rows_R is not None:
@@ -101,6 +109,14 @@ class Capture:
             self.squares = dict.fromkeys(names, (0.0, 0))
             found = losses(network, self.examples, budget, backprop=True, seed=seed, seen=seen)
         self._add_up_ranks(network)
+        if noise and apart:
+            whole = divisor_of(self.examples)
+            parts = [
+                (part, square) for own in texts(json.dumps(self.norms)) for part, square in json.loads(own)
+            ]
+            # What one rank has done alone is no part.
+            self.norms = [pair for pair in parts if not math.isclose(pair[0], whole)]
+            self.norms.append((whole, _square(network)))
         return found
 
     def _head_gradient(self, grad_VD: torch.Tensor) -> None:
@@ -181,6 +197,11 @@ def _watching_blocks(network: Network, seen: list[tuple[str, float, int]]) -> It
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _square(network: Network) -> float:
+    """Squared norm of the gradient as it is."""
+    return total_norm([p.grad for p in network.model.parameters() if p.grad is not None]) ** 2
 
 
 def _exact(tensor: torch.Tensor) -> torch.dtype:

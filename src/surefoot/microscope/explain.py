@@ -31,11 +31,12 @@ from surefoot.regular import text_of
 from surefoot.runfolder import MOST_CONFIG
 from surefoot.train import checkpoint
 from surefoot.train.evaluate import Watched
+from surefoot.train.loading import Prepared, prepare_model, prepare_network
 from surefoot.train.manifest import verify
 from surefoot.train.optim import Optimizers, build, schedule
 from surefoot.train.progress import counting, working
 from surefoot.train.recompute import checkpoint_layers, decoder_layers
-from surefoot.train.setup import Prepared, make_renderer, prepare_model, prepare_network
+from surefoot.train.setup import make_renderer
 from surefoot.train.step import seed_of
 
 TRUST = ("trust_remote_code",)

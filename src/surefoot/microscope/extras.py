@@ -20,12 +20,12 @@ from surefoot.model.network import Network
 
 
 def noise_scales(norms: Sequence[tuple[float, float]]) -> list[NoiseScale]:
-    """Estimates from the gradient as it grew, micro-batch by micro-batch (McCandlish et al. 2018, appendix A.1).
+    """Estimates from the gradients of parts of the step (McCandlish et al. 2018, appendix A.1).
 
-    `norms`: (weight b of the targets so far, squared norm of the gradient so far); gradients are sums over the
-    targets divided by the whole step's weight B, so the part's own mean gradient is B/b times that. Each part gives
-    |G|² = (B |G_B|² − b |G_b|²) / (B − b) and S = (|G_b|² − |G_B|²) / (1/b − 1/B); they are not independent of one
-    another, and each is rough.
+    `norms`: (weight b of a part's targets, squared norm of their gradient), the whole step last; gradients are sums
+    over the targets divided by the whole step's weight B, so the part's own mean gradient is B/b times that. Each
+    part gives |G|² = (B |G_B|² − b |G_b|²) / (B − b) and S = (|G_b|² − |G_B|²) / (1/b − 1/B); they are not
+    independent of one another, and each is rough.
     """
     if len(norms) < 2:
         return []

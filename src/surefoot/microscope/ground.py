@@ -5,7 +5,7 @@
 3. Leaving it copies the kept bytes of `after` back: what training goes on with is what the update made.
 
 Files have no name, so that nothing is left behind by a crash, and are read block by block into a small buffer:
-there is never a second copy of the model in memory. Each rank keeps and sets its own shards.
+there is never a second copy of the model in memory. Each rank keeps and sets what it has: its shards, or all.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
 from surefoot.errors import UserError
+from surefoot.microscope.parts import in_parts
 from surefoot.ranks import add_up_numbers
 from surefoot.train.distributed import local, offset
 
@@ -123,7 +123,7 @@ class Ground:
         place = last.place + last.rows.nbytes if last else 0
         entry = last.entry + last.rows.numel() if last else 0
         rows = self._rows(name, tensor)
-        if isinstance(tensor, DTensor):
+        if in_parts(tensor):
             start, whole = offset(tensor), tensor.numel()
         sharded, whole = whole is not None, rows.numel() if whole is None else whole
         self._kept[name] = Kept(name, rows, tensor.ndim > 1, start, whole, sharded, place, entry)
@@ -155,7 +155,8 @@ class Ground:
         """Set each weight to before + along · Δ + across · direction, computed in float32 (float64 weights:
         in float64) and rounded to its type.
 
-        (0, 0) and (1, 0) are the kept bits. Only inside `returning`.
+        (0, 0) and (1, 0) are the kept bits. Only inside `returning`. All ranks must call it, and where one cannot,
+        NoMountain is raised on all.
         """
         self.ready()
         other = self.across if across else None
@@ -175,7 +176,8 @@ class Ground:
                     steps -= across * other.scale * other.towards
                 piece.rows.copy_(before.add_(delta.mul_(steps)).to(piece.rows.dtype))
         except OSError as error:
-            raise self.refused(error) from None
+            self.refused(error)
+        self.agree()
 
     def restore(self) -> None:
         """Copy the kept `after` back, bit for bit. Raises WeightsLost when the disk does not give it back."""
@@ -250,8 +252,9 @@ class Ground:
 
     def agree(self) -> None:
         """Raise NoMountain on all ranks when one of them has come upon why there can be none."""
-        if self.over_ranks([float(self._because is not None)])[0]:
-            raise self._because or NoMountain("another rank could not keep its part of the weights")
+        found = add_up_numbers([self._because is not None])[0]  # also of whole weights: losses are added up
+        if found:
+            raise self._because or NoMountain("another rank could not keep its weights")
 
     def over_ranks(self, sums: Sequence[float]) -> list[float]:
         """Added up over the ranks, where weights are sharded."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from surefoot.events import TensorsEvent
-from surefoot.ranks import add_up
+from surefoot.microscope.parts import over_parts
 from surefoot.train.distributed import local
 from surefoot.train.optim import Turn
 from surefoot.train.step import Change
@@ -58,7 +58,7 @@ class Recorder:
     def add(self, turn: Turn, change: Change, old: torch.Tensor, gradient: torch.Tensor) -> None:
         """Compare a tensor that has had its turn with its `old` values; `gradient` is the clipped one."""
         rate = float(turn.group["lr"])
-        found, asked, lost = numbers(old, local(turn.weight), local(gradient), change.clip_factor, rate)
+        found, asked, lost = numbers(old, turn.weight, gradient, change.clip_factor, rate)
         self.found[turn.name] = found
         if turn.weight.dtype == torch.bfloat16:
             self.narrow = self.narrow[0] + asked, self.narrow[1] + lost
@@ -81,7 +81,7 @@ class Recorder:
 def numbers(
     old: torch.Tensor, new: torch.Tensor, grad: torch.Tensor, clip_factor: float, learning_rate: float
 ) -> tuple[TensorNumbers, float, float]:
-    """Compare the local parts of a tensor before and after; sums go over all ranks that hold a part.
+    """Compare a tensor before and after, of which `old` is the local part; sums go over all ranks that hold one.
 
     Also returns how many entries the update would move, and how many of these are the same in bf16.
 
@@ -91,7 +91,7 @@ def numbers(
     size = PIECE if old.device.type == "cpu" else WHOLE
     exact = torch.float64 if old.dtype == torch.float64 else torch.float32
     sums = torch.zeros(7, dtype=torch.float64, device=old.device)
-    flat = (old.flatten(), new.flatten(), grad.flatten())
+    flat = (old.flatten(), local(new).flatten(), local(grad).flatten())
     for start in range(0, old.numel(), size):
         a, b, g = (part[start : start + size] for part in flat)
         asked = (a != b) | (g != 0) if learning_rate > 0 else a != b
@@ -102,7 +102,7 @@ def numbers(
         squares = (torch.dot(g, g), torch.dot(a, a), torch.dot(step, step))
         sums[:6] += torch.stack([*(x.double() for x in squares), *(x.double() for x in counted)])
     sums[6] = old.numel()
-    g2, a2, d2, nonzero, asked, lost, entries = add_up(sums).tolist()
+    g2, a2, d2, nonzero, asked, lost, entries = over_parts(sums, new).tolist()
     found = TensorNumbers(
         grad_norm=g2**0.5 / clip_factor,
         zero_share=1 - nonzero / max(1, entries),

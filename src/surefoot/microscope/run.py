@@ -203,7 +203,8 @@ class Microscope:
         """The slide of a step that has no update, because its loss or gradient is not finite."""
         if math.isfinite(self._found.loss):
             named = [(turn.name, local(turn.gradient)) for turn in self.optimizers.turns()]
-            odd = [name for name, gradient in named if not bool(gradient.isfinite().all())]
+            wrong = add_up_numbers([not bool(gradient.isfinite().all()) for _, gradient in named])
+            odd = [name for (name, _), ranks_odd in zip(named, wrong, strict=True) if ranks_odd]
             rows = [one.where for one in self._found.examples]
             said = f"{error}, in {len(odd):,} of {len(named):,} tensors: {few(odd, 3)}; rows: {few(rows)}"
             alert = Alert("not finite", said)

@@ -1,7 +1,7 @@
 """The head where each rank has its own rows of it: predictions, errors and gradients without all of W on any rank.
 
 Between ranks go the V products of a place, the D numbers that flow back from it, and the rows of tokens that are
-shown by name. With one rank, rows are where they always were.
+shown by name. With one rank, or all of W on each, rows are where they always were.
 
 Shapes: N targets of the step, K targets looked at, D width, V vocabulary, C rows of the head.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from surefoot.microscope.capture import Targets
+from surefoot.microscope.parts import in_parts
 from surefoot.model.loss import Head, TargetErrors, loss_dtype, product_errors, target_errors
 from surefoot.ranks import add_up
 from surefoot.train.distributed import first_row, joined, local, rows
@@ -45,7 +45,7 @@ def errors(
     product: torch.dtype | None,
 ) -> TargetErrors:
     """`target_errors`, the products W h put together from the ranks' rows of W."""
-    if not isinstance(head.weight_VD, DTensor):
+    if not in_parts(head.weight_VD):
         return target_errors(hidden_KD, head, label_K, weight_K, product)
     own = own_rows(head)
     product = product or hidden_KD.dtype
@@ -62,7 +62,7 @@ def flows_back(error_V: torch.Tensor, head: Head) -> torch.Tensor:
     """Wᵀe [D]."""
     mine, first = local(head.weight_VD), first_row(head.weight_VD)
     back_D = error_V[first : first + len(mine)].to(mine.dtype) @ mine
-    if isinstance(head.weight_VD, DTensor):
+    if in_parts(head.weight_VD):
         back_D = add_up(back_D.to(loss_dtype(back_D.dtype)))
     return back_D
 
@@ -73,7 +73,7 @@ def error_products(
 ) -> torch.Tensor:
     """⟨e_s, e_t⟩ [N, K] of all `targets` and the errors d loss / d (W h) of some; each rank adds up its rows."""
     assert targets.hidden_ND is not None
-    if not isinstance(head.weight_VD, DTensor):
+    if not in_parts(head.weight_VD):
         weight_N = targets.weight_N / divisor
         found = target_errors(targets.hidden_ND, head, targets.label_N, weight_N, product)
         return found.product_error_CV @ error_KV.T
