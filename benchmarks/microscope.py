@@ -32,9 +32,10 @@ from surefoot.microscope.run import Microscope
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.evaluate import probabilities, tokenise_watch
+from surefoot.train.loading import Prepared, prepare_network
 from surefoot.train.optim import Optimizers, build
 from surefoot.train.selfcheck import quick
-from surefoot.train.setup import Prepared, make_renderer, prepare_network
+from surefoot.train.setup import make_renderer
 from surefoot.train.step import Change, Losses, losses, update
 
 EVERY = 10

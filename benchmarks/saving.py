@@ -32,11 +32,11 @@ from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.checkpoint import Snapshot, load
 from surefoot.train.identity import weights_digest
+from surefoot.train.loading import prepare_network
 from surefoot.train.manifest import Progress, name_of, verify
 from surefoot.train.optim import build
 from surefoot.train.saver import Saver
 from surefoot.train.selfcheck import quick
-from surefoot.train.setup import prepare_network
 from surefoot.train.step import losses, update
 
 RESULTS = Path(__file__).resolve().parent / "results" / "saving.json"

@@ -290,7 +290,8 @@ def one_step(
 ) -> tuple[SFTConfig, Model, list[Example]]:
     """What a run on the workload's first rows starts with: its options, the model, and one step's examples."""
     from surefoot.config import SFTConfig
-    from surefoot.train.setup import open_data, prepare_model, read_data
+    from surefoot.train.loading import prepare_model
+    from surefoot.train.setup import open_data, read_data
 
     args = SFTConfig(
         output_dir=output,

@@ -78,8 +78,9 @@ def run(argv: list[str]) -> int:
 
 def _check(args: SFTConfig, rows: int) -> tuple[Verdict, str | None]:
     """The full form on the path that the short form leaves to training; with why training would refuse."""
+    from surefoot.train.loading import prepare_model, prepare_network
     from surefoot.train.selfcheck import check, quick
-    from surefoot.train.setup import open_data, prepare_model, prepare_network, read_data
+    from surefoot.train.setup import open_data, read_data
 
     source = open_data(args.dataset_name, args.dataset_train_split, args, READ)
     prepared = prepare_model(None, args, None)

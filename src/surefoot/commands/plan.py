@@ -243,7 +243,7 @@ def _read(args: SFTConfig, model: Any, notes: list[str]) -> list[Any]:
         source = open_data(args.dataset_name, args.dataset_train_split, args, READ)
     except UserError as error:
         raise UserError(f"{error}. Without the rows, say how long they are: --lengths MEAN,MAX") from error
-    prepared = Prepared(model, tokenizer, str(args.model_name_or_path), None, [], "")
+    prepared = Prepared(model, tokenizer, str(args.model_name_or_path), None, [], str, cut=False)
     data = read_data(source, prepared, args, None, READ)
     notes += prepared.notes
     return list(data.some(READ))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from surefoot.config import SFTConfig
 from surefoot.errors import UserError
-from surefoot.model.network import Network
 from surefoot.ranks import local_ranks, me, most, ranks, texts, together
 from surefoot.train import hardware
 
@@ -66,27 +64,30 @@ def _refuse(everyone: Sequence[tuple[str, dict[str, str]]]) -> None:
     )
 
 
-def to_be_sharded(network: Network, args: SFTConfig) -> tuple[bool, str]:
-    """Whether the weights are to be cut into a piece for each rank, and why, in words. Nothing to cut with one."""
+def to_be_cut(
+    parameters: Iterable[torch.Tensor], place: torch.device, asked: str, *, loaded: bool = True
+) -> tuple[bool, str]:
+    """Whether the weights are to be cut into a piece for each rank, and why, in words. Nothing to cut with one.
+
+    `asked`: the option `shard`; `loaded`: each rank holds the weights already. All ranks must call it.
+    """
     if ranks() == 1:
         return False, ""
-    if args.shard != "auto":
-        cut = args.shard == "full"
-        return (
-            cut,
-            f"{'weights are cut over' if cut else 'all weights are on each of'} {ranks()} ranks, as shard says",
-        )
-    trained = sum(p.nbytes for p in network.model.parameters() if p.requires_grad)
-    needed = 3 * trained  # gradients, and AdamW's two numbers a weight
-    free = _free(network.device)
-    cut = bool(most([needed > WHOLE_SHARE * free])[0])
-    least = -most([-free])[0]
-    why = (
-        f"gradients and optimizer state take {needed / 1e9:.1f} GB, {'more' if cut else 'no more'} than "
-        f"{WHOLE_SHARE:.0%} of the {least / 1e9:.1f} GB that are free for each"
+    weights = list(parameters)
+    needed = 3 * sum(
+        p.nbytes for p in weights if p.requires_grad
+    )  # gradients, and AdamW's two numbers a weight
+    needed += 0 if loaded else sum(p.nbytes for p in weights)
+    free = -most([-_free(place)])[0]
+    cut = asked == "full" or (asked == "auto" and needed > WHOLE_SHARE * free)
+    how = f"{'weights are cut over' if cut else 'all weights are on each of'} {ranks()} ranks"
+    if asked != "auto":
+        return cut, f"{how}, as shard says"
+    what = "gradients and optimizer state" if loaded else "weights, gradients and optimizer state"
+    return cut, (
+        f"{how}: {what} take {needed / 1e9:.1f} GB, {'more' if cut else 'no more'} than {WHOLE_SHARE:.0%} of the "
+        f"{free / 1e9:.1f} GB that are free for each"
     )
-    how = "weights are cut over" if cut else "all weights are on each of"
-    return cut, f"{how} {ranks()} ranks: {why}"
 
 
 def _free(place: torch.device) -> float:

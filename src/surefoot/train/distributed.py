@@ -43,15 +43,16 @@ BUCKET_BYTES = 1 << 26
 # The model ---------------------------------------------------------------------------------------------
 
 
-def shard(network: Network, mesh: DeviceMesh | None = None) -> Network:
-    """The same network with its model's weights sharded, in place, over the ranks of `mesh` (default: all).
+def shard(network: Network, place: torch.device | None = None, mesh: DeviceMesh | None = None) -> Network:
+    """The same network with its model's weights sharded, in place, over the ranks of `mesh` (default: all), on the
+    kind of device that `place` is (default: the model's).
 
     Every rank must hold the same weights. The parameters are other objects afterwards (DTensors, cut along their
     first dimension), so an optimizer is built after this. Raises ValueError for a model with 0-dimensional
     weights.
     """
     assert network.root is None, "the model is sharded already"
-    mesh = mesh or init_device_mesh(network.device.type, (ranks(),))
+    mesh = mesh or init_device_mesh((place or network.device).type, (ranks(),))
     root = Root(network.model)
     for module in [*reversed(decoder_layers(network.model)), root]:  # what is inside of another comes first
         _unit(module, mesh)

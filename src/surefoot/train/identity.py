@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
+from surefoot.model.network import unwrapped
 from surefoot.ranks import rank, ranks, texts
 from surefoot.train.tensorfile import bytes_of
 
@@ -157,16 +158,17 @@ def _rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def weights_digest(model: torch.nn.Module, *, frozen_only: bool = False) -> str:
-    """sha256 of a model's weights; `frozen_only`: of those that do not train.
+def weights_digest(model: torch.nn.Module, *, frozen_only: bool = False, base_only: bool = False) -> str:
+    """sha256 of a model's weights; `frozen_only`: of those that do not train; `base_only`: of the model inside an
+    adapter, as it was without it.
 
     Of a sharded model all ranks must call it, and get the digest that one rank would: the weights are gathered one
     after the other, and hashed by the ranks in turn.
     """
     weights = [
-        (name, p.detach())
-        for name, p in model.named_parameters(remove_duplicate=True)
-        if not (frozen_only and p.requires_grad)
+        (name.replace(".base_layer.", "."), p.detach())
+        for name, p in (unwrapped(model) if base_only else model).named_parameters(remove_duplicate=True)
+        if not ((frozen_only or base_only) and p.requires_grad)
     ]
     if not any(isinstance(weight, DTensor) for _, weight in weights):
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets go of Python's lock

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -22,98 +20,18 @@ from surefoot.config import SFTConfig
 from surefoot.data.cache import cache_folder
 from surefoot.data.dataset import Dataset, Formatting, read
 from surefoot.data.render import Renderer
-from surefoot.data.rows import Example
 from surefoot.data.sharing import NowAndThen
 from surefoot.data.sources import Source, open_source
 from surefoot.errors import UserError
-from surefoot.model.adapters import adapt, lora_config
-from surefoot.model.load import load, load_tokenizer, prepare_tokenizer
-from surefoot.model.network import Network, embedding_rows, look_at, unwrapped
+from surefoot.model.network import Network, embedding_rows, unwrapped
 from surefoot.ranks import local_rank, ranks
 from surefoot.train import hardware
-from surefoot.train.identity import weights_digest
+from surefoot.train.loading import Prepared
 
 LOOKED_AT = 1_000
 """Examples among which those are found that tell how the model can be run."""
 LONG = 2_000
 """Rows from which on tokenising shows a bar."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model ready to train, and its tokenizer."""
-
-    model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    name: str
-    product_dtype: torch.dtype | None
-    notes: list[str]
-    digest: str
-    """sha256 of the base model's weights; of a model object, of those that do not train: the others change."""
-
-
-def prepare_model(
-    model: str | Path | torch.nn.Module | None,
-    args: SFTConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-    peft_config: Any = None,
-) -> Prepared:
-    """Load what has to be loaded, add the adapter, choose precision, move to the device."""
-    torch.manual_seed(args.seed)
-    place = hardware.device(args.use_cpu)
-    model = model if model is not None else args.model_name_or_path
-    if model is None:
-        raise UserError("no model: pass model=..., or model_name_or_path in the recipe or as a flag")
-    lora = args.use_peft or peft_config is not None
-    notes: list[str] = []
-    named = not isinstance(model, torch.nn.Module)
-    if isinstance(model, torch.nn.Module):
-        name = unwrapped(model).config._name_or_path or type(unwrapped(model)).__name__
-        tokenizer = tokenizer or load_tokenizer(name)
-    else:
-        name = str(model)
-        pure = torch.bfloat16 if args.precision == "pure-bf16" else torch.float32
-        loaded = load(
-            name,
-            dtype=None if lora else pure,
-            revision=args.model_revision,
-            trust_remote_code=args.trust_remote_code,
-        )
-        model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
-        notes += loaded.notes
-    notes += prepare_tokenizer(
-        model,
-        tokenizer,
-        chat_template_path=args.chat_template_path,
-        eos_token=args.eos_token,
-        add_special_tokens=args.add_special_tokens,
-    )
-    digest = weights_digest(model) if named else ""
-    if lora:
-        model = adapt(model, peft_config or lora_config(args))
-    model.to(place)
-    product_dtype = _set_precision(model, args.precision, place)
-    model.train()
-    return Prepared(
-        model, tokenizer, name, product_dtype, notes, digest or weights_digest(model, frozen_only=True)
-    )
-
-
-def _set_precision(model: torch.nn.Module, precision: str | None, place: torch.device) -> torch.dtype | None:
-    """Give the trained weights their type; returns the type of the matrix products, None for the weights' own.
-
-    A float64 model stays as it is. Frozen weights keep the checkpoint's type, but for precision=fp32: fp32
-    products need both sides in fp32.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if any(p.dtype == torch.float64 for p in trained):
-        return None
-    if precision is None:
-        precision = "bf16" if hardware.fast_in_bf16(place) else "fp32"
-    wanted = torch.bfloat16 if precision == "pure-bf16" else torch.float32
-    for parameter in model.parameters() if precision == "fp32" else trained:
-        parameter.data = parameter.data.to(wanted)
-    return None if precision == "fp32" else torch.bfloat16
 
 
 def open_data(data: Any, split: str, args: SFTConfig, at_most: int | None = None) -> Source:
@@ -125,6 +43,28 @@ def open_data(data: Any, split: str, args: SFTConfig, at_most: int | None = None
     if source.length is None and at_most is None:
         raise UserError(f"{source.name} is a stream without a known end: set max_steps")
     return source
+
+
+def open_all(
+    train: Any, held_out: Any, args: SFTConfig, at_most: int | None
+) -> tuple[Source | None, dict[str, Source]]:
+    """Find the rows to train on and to evaluate on. Raises UserError when there are none at all."""
+    rows = train if train is not None else args.dataset_name
+    source = open_data(rows, args.dataset_train_split, args, at_most) if rows is not None else None
+    held = open_held_out(held_out if held_out is not None else args.eval_dataset_name, args)
+    if source is None and not held:
+        raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
+    return source, held
+
+
+def open_held_out(data: Any, args: SFTConfig) -> dict[str, Source]:
+    """Find the held-out rows, by name."""
+    if data is None and args.eval_strategy != "no":
+        data = args.dataset_name  # its test split
+        if data is None or Path(data).is_file():
+            raise UserError(f"eval_strategy={args.eval_strategy} needs held-out rows: eval_dataset_name")
+    parts = data if isinstance(data, dict) else {"eval": data} if data is not None else {}
+    return {name: open_data(part, args.dataset_test_split, args) for name, part in parts.items()}
 
 
 def read_data(
@@ -194,13 +134,6 @@ def make_renderer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ar
     )
 
 
-def prepare_network(prepared: Prepared, examples: Sequence[Example], args: SFTConfig) -> Network:
-    """The fastest exact way through this model, tried on these examples."""
-    if prepared.model.device.type == "cpu":  # type: ignore[union-attr]
-        hardware.keep_heap()
-    return look_at(prepared.model, examples, prepared.product_dtype, args.share_prefixes)
-
-
 def describe(prepared: Prepared, network: Network, args: SFTConfig) -> dict[str, Any]:
     """What run.json says of model, precision, machine and versions."""
     parameters = list(network.model.parameters())
@@ -220,7 +153,7 @@ def describe(prepared: Prepared, network: Network, args: SFTConfig) -> dict[str,
             "notes": [*prepared.notes, *network.reasons],
         },
         "hashes": {
-            "base_model": prepared.digest,
+            "base_model": prepared.digest(),
             "chat_template": _digest(template if isinstance(template, str) else repr(template)),
             "tokenizer": _digest(repr(vocabulary)),
             "model_config": _digest(_plainly(network.core.config)),

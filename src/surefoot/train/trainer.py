@@ -30,23 +30,25 @@ from surefoot.model.load import save, stop_at
 from surefoot.ranks import by_first, by_itself, join, rank, together
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
-from surefoot.train.accord import same_everywhere, to_be_sharded
+from surefoot.train.accord import same_everywhere
 from surefoot.train.between import Between
 from surefoot.train.callbacks import Callbacks
-from surefoot.train.distributed import agreed, shard, shard_state
+from surefoot.train.distributed import agreed, shard_state
 from surefoot.train.evaluate import answer, evaluate, exact_match
 from surefoot.train.identity import identity
 from surefoot.train.interrupt import Interrupted, Stopped, asked_to_stop
+from surefoot.train.loading import as_shared, on_path, prepare_model, prepare_network
 from surefoot.train.manifest import Progress, progress_of
-from surefoot.train.optim import Optimizers, build, own, refuse_told, schedule
+from surefoot.train.optim import Optimizers, build, own, refuse_told
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
 from surefoot.train.recompute import checkpoint_layers
+from surefoot.train.rates import Rates
 from surefoot.train.restarts import restarted, said_of_the_lost
 from surefoot.train.result import save_result
 from surefoot.train.resume import find_together, rows_of_step
 from surefoot.train.selfcheck import Verdict, quick
-from surefoot.train.setup import LOOKED_AT, describe, open_data, prepare_model, prepare_network, read_data
+from surefoot.train.setup import LOOKED_AT, describe, open_all, open_held_out, read_data
 from surefoot.train.step import Change, Losses, NotFinite, seed_of
 from surefoot.train.watchdog import Watchdog
 
@@ -89,7 +91,7 @@ class SFTTrainer:
         self._formatting = formatting_func
         self._step_rows = rows_of_step(self.run, args, args.resume_from_checkpoint)
         self._at_most = args.max_steps * self._step_rows if args.max_steps > 0 else None
-        source, held_out = together(lambda: self._open(train_dataset, eval_dataset))
+        source, held_out = together(lambda: open_all(train_dataset, eval_dataset, args, self._at_most))
         self.prepared = together(lambda: prepare_model(model, args, processing_class, peft_config))
         self.model = self.prepared.model
         self.processing_class = self.prepared.tokenizer
@@ -98,17 +100,20 @@ class SFTTrainer:
         data = [part for _, part in self._named()]
         ends = dict.fromkeys(end for part in data for end in part.ledger.turn_ends)
         self.prepared.notes.extend(stop_at(self.model, self.processing_class, ends))
-        self.network = agreed(
-            together(lambda: prepare_network(self.prepared, data[0].some(LOOKED_AT), self.args))
-        )
+        some = data[0].some(LOOKED_AT)
+        self._looked_at = agreed(together(lambda: prepare_network(self.prepared, some, args)))
+        if self.prepared.cut and optimizers[0] is not None:
+            raise UserError(
+                "optimizers: an optimizer of your own holds whole weights, and these are cut over the ranks: pass "
+                "shard=none, or choose one with optim"
+            )
+        self.network = as_shared(self.prepared, self._looked_at, args)
         self.progress = Progress(
             micro_batch_tokens=args.micro_batch_tokens or hardware.micro_batch_tokens(self.network.device)
         )
         self.callbacks = Callbacks(self.model, self.processing_class, args, callbacks or ())
         self.state = self.callbacks.state
         self._own_optimizer, self._own_scheduler = optimizers
-        self._shared: str | None = None
-        """How the ranks share the weights, once that is decided."""
         refuse_told(self._own_scheduler)
 
     # The loop ------------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ class SFTTrainer:
         NotFinite before an update that would destroy the weights.
         """
         said = resume_from_checkpoint
-        resume = self.args.resume_from_checkpoint if said is None else said
+        resume = said if said is not None else self.args.resume_from_checkpoint
         watchdog = Watchdog(self.args.ddp_timeout)
         with self._claimed(), watchdog.watching(), said_of_the_lost():
             data, sampler, optimizers, total_steps = self._prepare(resume)
@@ -135,7 +140,7 @@ class SFTTrainer:
                             break
                         watchdog.at(f"step {step + 1}")
                         started = time.perf_counter()
-                        self._set_learning_rate(optimizers, step, total_steps)
+                        self._rates.set(step)
                         examples = data.of_rows(sampler.step(step).tolist())
                         found = self._backprop(between, examples, step)  # predict, loss, backprop
                         if found is None:  # asked to stop in the middle of it
@@ -189,35 +194,18 @@ class SFTTrainer:
             raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
         with working("checking the fast path on some rows"):
             self.verdict = together(lambda: self._checked(data))
-        self.network = agreed(self.verdict.network)
-        self._share_weights()
+        self.network = on_path(self.network, agreed(self.verdict.network))
         self._step_rows = rows_of_step(self.run, args, resume)
         shuffle = args.train_sampling_strategy == "random"
         sampler = Sampler(len(data.rows), self._step_rows, args.seed, shuffle)
-        total = (
-            args.max_steps
-            if args.max_steps > 0
-            else math.ceil(args.num_train_epochs * sampler.steps_per_epoch)
-        )
+        epochs = math.ceil(args.num_train_epochs * sampler.steps_per_epoch)
+        total = max(1, args.max_steps if args.max_steps > 0 else epochs)
         mine = self._own_optimizer
         optimizers = build(self.model, args) if mine is None else own(mine, self.model)
         shard_state(optimizers)
         optimizers.zero_grad()  # whatever gradient the user's model came with is not of our first step
-        return data, sampler, optimizers, max(1, total)
-
-    def _replay_scheduler(self, steps: int) -> None:
-        """A scheduler of the user's own has its state from having been stepped."""
-        if self._own_scheduler is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch expects the optimizer's steps in between
-                for _ in range(1, steps):
-                    self._own_scheduler.step()
-
-    def _set_learning_rate(self, optimizers: Optimizers, step: int, total_steps: int) -> None:
-        if self._own_scheduler is None:
-            optimizers.set_factor(schedule(self.args, total_steps, step))
-        elif step > 0:
-            self._own_scheduler.step()
+        self._rates = Rates(args, optimizers, self._own_scheduler, total)
+        return data, sampler, optimizers, total
 
     def _plan(self, data: Dataset, optimizers: Optimizers, total_steps: int, resumed: bool) -> Plan:
         """Choose how steps go through memory; a resumed run keeps the budget that it began with."""
@@ -260,10 +248,9 @@ class SFTTrainer:
         content["data"] = {name: part.to_dict() for name, part in self._named()}
         content |= {"total_steps": total_steps, "step_rows": self._step_rows}
         same_everywhere(content)
-        keeping = between.keeping
-        start = find_together(self.run, self.args, resume, content, keeping.saver)
+        start = find_together(self.run, self.args, resume, content, (keeping := between.keeping).saver)
         if start.checkpoint is not None:
-            self._replay_scheduler(progress_of(start.checkpoint).step)
+            self._rates.replay(progress_of(start.checkpoint).step)
         for said in start.warnings if between.bar is None and rank() == 0 else ():
             warnings.warn(said, stacklevel=3)
         keeping.identity = identity(content)
@@ -286,7 +273,6 @@ class SFTTrainer:
                 resumed=resumed,
                 notes=[
                     *start.notes,
-                    *([self._shared] if self._shared else []),
                     *(self.verdict.line, *self.verdict.refused, *plan.reasons),
                     *between.microscope.not_to_be_had(total_steps),
                 ],
@@ -303,7 +289,9 @@ class SFTTrainer:
         """
         held_out = self.eval_data
         if eval_dataset is not None:
-            held_out = {name: self._read(part) for name, part in self._open_eval(eval_dataset).items()}
+            held_out = {
+                name: self._read(part) for name, part in open_held_out(eval_dataset, self.args).items()
+            }
         if not held_out:
             raise UserError("no rows to evaluate on: pass eval_dataset")
         out = {}
@@ -349,29 +337,7 @@ class SFTTrainer:
 
     def _checked(self, data: Dataset) -> Verdict:
         with by_itself():
-            return quick(self.network, data.some(LOOKED_AT))
-
-    def _share_weights(self) -> None:
-        """Decide, once, whether the weights are cut into a piece for each rank, and cut them."""
-        if self._shared is not None:
-            return
-        cut, self._shared = to_be_sharded(self.network, self.args)
-        if cut and self._own_optimizer is not None:
-            raise UserError(
-                "optimizers: an optimizer of your own holds whole weights, and shard=full cuts them: pass "
-                "shard=none, or choose one with optim"
-            )
-        if cut:
-            self.network = shard(self.network)
-
-    def _open(self, train_dataset: Any, eval_dataset: Any) -> tuple[Source | None, dict[str, Source]]:
-        args = self.args
-        rows = train_dataset if train_dataset is not None else args.dataset_name
-        source = open_data(rows, args.dataset_train_split, args, self._at_most) if rows is not None else None
-        held_out = self._open_eval(eval_dataset if eval_dataset is not None else args.eval_dataset_name)
-        if source is None and not held_out:
-            raise UserError("no rows: pass train_dataset=..., or dataset_name in the recipe or as a flag")
-        return source, held_out
+            return quick(self._looked_at, data.some(LOOKED_AT))
 
     def _named(self) -> Iterator[tuple[str, Dataset]]:
         if self.train_data is not None:
@@ -382,12 +348,3 @@ class SFTTrainer:
         """Of a stream, no more than the run can use; of anything else all, as any row may come first."""
         at_most = at_most if source.length is None else None
         return read_data(source, self.prepared, self.args, self._formatting, at_most)
-
-    def _open_eval(self, data: Any) -> dict[str, Source]:
-        args = self.args
-        if data is None and args.eval_strategy != "no":
-            data = args.dataset_name  # its test split
-            if data is None or Path(data).is_file():
-                raise UserError(f"eval_strategy={args.eval_strategy} needs held-out rows: eval_dataset_name")
-        parts = data if isinstance(data, dict) else {"eval": data} if data is not None else {}
-        return {name: open_data(part, args.dataset_test_split, args) for name, part in parts.items()}
