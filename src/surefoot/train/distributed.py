@@ -79,6 +79,7 @@ def shard_state(optimizers: Optimizers) -> None:
     """Let Adafactor begin with sharded averages of rows and columns: its own would be plain tensors, which do not
     mix with sharded gradients. Other optimizers make their state in the likeness of the weights."""
     for part in optimizers.parts:
+        group_of = {id(p): group for group in part.param_groups for p in group["params"]}
         weights = [p for group in part.param_groups for p in group["params"]]
         for weight in weights if type(part).__name__ == "Adafactor" else ():
             if isinstance(weight, DTensor) and weight.ndim >= 2:
@@ -89,6 +90,11 @@ def shard_state(optimizers: Optimizers) -> None:
                 part.state[weight] = {
                     "step": 0,
                     "RMS": 0,
+                    **(
+                        {"exp_avg": torch.zeros_like(weight)}
+                        if group_of[id(weight)]["beta1"] is not None
+                        else {}
+                    ),
                     "exp_avg_sq_row": zeros(of_rows, dtype=kind, device_mesh=mesh, placements=[Shard(0)]),
                     "exp_avg_sq_col": zeros(
                         of_columns, dtype=kind, device_mesh=mesh, placements=[columns_placed]

@@ -314,7 +314,7 @@ class SFTTrainer:
         if output_dir is None:
             save_result(self.run, write, warnings.warn)
         else:
-            write(Path(output_dir))
+            together(lambda: write(Path(output_dir)))
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a Hugging Face callback."""
