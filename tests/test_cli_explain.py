@@ -291,7 +291,8 @@ def test_an_adapter_new_and_again(tiny_folder: Path, surefoot: Surefoot) -> None
 
 def test_nothing_of_what_libraries_tell_each_other_is_heard(tiny_folder: Path, tmp_path: Path) -> None:
     """From Python too, where nobody has asked for warnings in a line each."""
-    from surefoot.model.load import load, save
+    from surefoot.model.load import load
+    from surefoot.model.save import save
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

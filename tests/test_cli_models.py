@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers as tf
 
-from surefoot.model.load import save
+from surefoot.model.save import save
 from tests import toys
 from tests.conftest import QUESTIONS, Surefoot, tiny_llama, write_rows
 

@@ -13,7 +13,8 @@ import torch
 import transformers as tf
 
 from surefoot import SFTConfig, SFTTrainer, UserError
-from surefoot.model.load import Loaded, chat_template, load, load_tokenizer, locate, positions, save
+from surefoot.model.load import Loaded, chat_template, load, load_tokenizer, locate, positions
+from surefoot.model.save import save
 from tests import templates
 from tests.conftest import greedy
 

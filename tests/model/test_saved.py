@@ -12,7 +12,8 @@ import torch
 import transformers as tf
 
 from surefoot import SFTConfig, SFTTrainer, UserError
-from surefoot.model.load import Loaded, chat_template, load, prepare_tokenizer, save, stop_at
+from surefoot.model.load import Loaded, chat_template, load, prepare_tokenizer, stop_at
+from surefoot.model.save import save
 from tests import templates, toys
 from tests.conftest import greedy, tiny_llama
 

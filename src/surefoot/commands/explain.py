@@ -97,7 +97,7 @@ def run(argv: list[str]) -> int:
     with plainly_said():
         found = explain(question, SFTConfig(**args), list(options))
         if own.save is not None:
-            from surefoot.model.load import save
+            from surefoot.model.save import save
 
             save(found.prepared.model, found.prepared.tokenizer, Path(own.save).expanduser())
     if own.html is not None:

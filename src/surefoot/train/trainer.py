@@ -26,7 +26,8 @@ from surefoot.data.sampler import Sampler
 from surefoot.data.sources import Source
 from surefoot.errors import UserError
 from surefoot.events import StartEvent
-from surefoot.model.load import save, stop_at
+from surefoot.model.load import stop_at
+from surefoot.model.save import save
 from surefoot.ranks import by_first, by_itself, join, rank, together
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
@@ -42,8 +43,8 @@ from surefoot.train.manifest import Progress, progress_of
 from surefoot.train.optim import Optimizers, build, own, refuse_told
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
-from surefoot.train.recompute import checkpoint_layers
 from surefoot.train.rates import Rates
+from surefoot.train.recompute import checkpoint_layers
 from surefoot.train.restarts import restarted, said_of_the_lost
 from surefoot.train.result import save_result
 from surefoot.train.resume import find_together, rows_of_step
@@ -289,9 +290,8 @@ class SFTTrainer:
         """
         held_out = self.eval_data
         if eval_dataset is not None:
-            held_out = {
-                name: self._read(part) for name, part in open_held_out(eval_dataset, self.args).items()
-            }
+            opened = open_held_out(eval_dataset, self.args)
+            held_out = {name: self._read(part) for name, part in opened.items()}
         if not held_out:
             raise UserError("no rows to evaluate on: pass eval_dataset")
         out = {}
