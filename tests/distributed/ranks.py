@@ -80,7 +80,7 @@ CASES = held_both_ways(
 )
 """Untied and tied heads, one with soft-capping, experts, one that computes its own logits, an adapter with
 weights of a single row."""
-OF_FOUR = [Case("llama_tied"), Case("mixtral", shard="none"), Case(lora=True, shard="none")]
+OF_FOUR = [Case("llama_tied"), Case(lora=True, shard="none")]
 """What four processes try too: most of them have nothing in the last step, and some in the one before it."""
 
 
