@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,13 +29,16 @@ from surefoot.train import agreement, result, saver
 from surefoot.train.checkpoint import Snapshot, kept_tensors, load
 from surefoot.train.distributed import shard, shard_state
 from surefoot.train.identity import weights_digest
+from surefoot.train.keeping import Keeping
 from surefoot.train.manifest import Progress
 from surefoot.train.optim import Optimizers, build
 from surefoot.train.pieces import settled
+from surefoot.train.resume import Start
 from surefoot.train.saver import Saver
 from surefoot.train.step import losses, update
 from surefoot.train.storage import Storage
 from tests import tiny
+from tests.distributed.failing import FAULTS, FULL, Failing, TooLarge, raising
 from tests.distributed.ranks import BUDGET, Case, steps, whole
 
 CASES = [
@@ -171,47 +172,6 @@ def leave_loaded(case: Case, folder: Path) -> dict[str, Any]:
 # Saves that fail ------------------------------------------------------------------------------------------
 
 
-class Failing(Storage):
-    """Fails, sleeps or raises something else on one rank, where it is told to."""
-
-    def __init__(self, where: int, method: str, do: Callable[[], None], times: int = 1) -> None:
-        if rank() == where:
-            setattr(self, method, self._then(getattr(self, method), do))
-        self.times = times
-
-    def _then(self, method: Callable[..., Any], do: Callable[[], None]) -> Callable[..., Any]:
-        def operation(*given: Any) -> Any:
-            if self.times:
-                self.times -= 1
-                do()
-            return method(*given)
-
-        return operation
-
-
-def raising(error: Exception) -> Callable[[], None]:
-    def do() -> None:
-        raise error
-
-    return do
-
-
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-LOST = OSError(errno.EIO, os.strerror(errno.EIO))
-FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "full on 1": lambda: {"storage": Failing(1, "write", raising(FULL))},
-    "full on 0": lambda: {"storage": Failing(0, "write", raising(FULL))},
-    "lost once on 1": lambda: {"storage": Failing(1, "sync", raising(LOST))},
-    "lost for good on 1": lambda: {"storage": Failing(1, "sync", raising(LOST), times=3)},
-    "manifest lost once": lambda: {"storage": Failing(0, "rename", raising(LOST))},
-    "a bug on 1": lambda: {"storage": Failing(1, "create", raising(ValueError("a bug")))},
-    "silent 1": lambda: {"storage": Failing(1, "sync", lambda: time.sleep(2.0)), "timeout_seconds": 0.4},
-    "no memory on 1": lambda: {"memory_left": lambda: 0 if rank() == 1 else 1 << 40},
-    "no events": lambda: {"events": raising(LOST)},
-    "no room for all": lambda: {"free": True},
-}
-
-
 def leave_faults(folder: Path) -> dict[str, Any]:
     """One save that works, one with a fault, one more; of each, what was said and what is there."""
     network, optimizers = trained(CASES[0], sharded=True)
@@ -271,8 +231,22 @@ def leave_refusals(folder: Path) -> dict[str, Any]:
         found["at last"] = sorted(one.sound)
         one.save_surely(make, None, said.append)  # it is there
         optimizers.parts[0].param_groups[0]["seen"] = rank()
+        found["needed"] = needed(network, optimizers, folder)
         found["parted"] = refused(lambda: one.save(make(), None))
     return found
+
+
+def needed(network: Network, optimizers: Optimizers, folder: Path) -> int:
+    """The bytes that a run asks for before it begins."""
+    asked: list[int] = []
+    nobody: Any = None
+    keeping = Keeping(
+        run=RunFolder(folder), args=SFTConfig(folder), network=network, optimizers=optimizers,
+        progress=Progress(), callbacks=nobody, emit=nobody,
+    )  # fmt: skip
+    keeping.saver.begin = asked.append  # type: ignore[method-assign]
+    keeping.begin(Start(None, own=False))
+    return asked[0]
 
 
 def leave_results(folder: Path) -> dict[str, Any]:
@@ -282,10 +256,12 @@ def leave_results(folder: Path) -> dict[str, Any]:
     run.path.mkdir(exist_ok=True)
     said: list[str] = []
     found: dict[str, Any] = {}
-    original = model_save.save_file
+    original, gathered = model_save.save_file, model_save.DTensor.full_tensor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(result, "WAITS", (0.01, 0.02))
-        for name, error, times in (("once", FULL, 1), ("for good", FULL, 9), ("bug", ValueError("a bug"), 1)):
+        bug = ValueError("a bug")
+        cases = (("once", FULL, 1), ("for good", FULL, 9), ("bug", bug, 1), ("memory", bug, 0))
+        for name, error, times in cases:
             left = {"times": times}
 
             def failing(*given: Any, error: Exception = error, left: dict[str, int] = left) -> None:
@@ -294,12 +270,17 @@ def leave_results(folder: Path) -> dict[str, Any]:
                     raise error
                 original(*given)
 
+            def without(tensor: Any, name: str = name) -> Any:
+                whole = gathered(tensor)
+                return TooLarge() if name == "memory" and rank() == 1 else whole
+
             patch.setattr(model_save, "save_file", failing)
+            patch.setattr(model_save.DTensor, "full_tensor", without)
             write = partial(model_save.save, network.model, tiny.tokenizer())
             try:
                 result.save_result(run, write, said.append)
                 found[name] = "saved"
-            except (ValueError, StoppedError) as caught:
+            except (ValueError, RuntimeError, StoppedError) as caught:
                 found[name] = f"{type(caught).__name__}: {caught}"
             dist.barrier()
             found[f"{name}, left"] = sorted(path.name for path in run.path.iterdir())

@@ -20,7 +20,8 @@ from surefoot.runfolder import RunFolder
 from surefoot.train.manifest import INDEX, Damaged, manifest_of, piece_name, verify
 from tests import tiny
 from tests.distributed import checkpoints
-from tests.distributed.checkpoints import AT, CASES, FAULTS, loaded, path_of, said_of, save, trained
+from tests.distributed.checkpoints import AT, CASES, loaded, path_of, said_of, save, trained
+from tests.distributed.failing import FAULTS
 from tests.distributed.ranks import Case
 
 COMMITTED = ("lost once on 1", "manifest lost once", "no memory on 1")
@@ -180,6 +181,14 @@ def test_what_cannot_be_saved_is_refused_on_all(saved: Path) -> None:
     assert first["at last"] == second["at last"] == [AT]
 
 
+def test_room_is_asked_for_all_ranks(saved: Path) -> None:
+    first, second = (json.loads((saved / f"said-2.{rank}.json").read_text())["refusals"] for rank in range(2))
+    path = path_of(saved / CASES[0].name / "full")
+    kept = [tensor for file in path.glob("*.safetensors") for tensor in load_file(file).values()]
+    counters = sum(tensor.nbytes for tensor in kept if tensor.ndim == 0)
+    assert first["needed"] == second["needed"] == sum(tensor.nbytes for tensor in kept) - counters
+
+
 # The model ------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +230,8 @@ def test_a_model_that_one_rank_cannot_write_is_everybodys_matter(saved: Path) ->
     assert "rank 1: [Errno 28] No space left" in first["for good"]
     assert first["for good"].startswith("StoppedError") and second["for good"].startswith("StoppedElsewhere")
     assert first["bug"] == "StoppedElsewhere: rank 1: a bug" and second["bug"] == "ValueError: a bug"
+    assert first["memory"] == "StoppedElsewhere: rank 1: out of memory"
+    assert second["memory"] == "RuntimeError: out of memory"
     assert first["for good, left"] == ["model"]  # the one before
     assert "model" in first["bug, left"]
     assert first["said"] and not second["said"]

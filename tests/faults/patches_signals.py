@@ -25,7 +25,7 @@ def note_what_is_heard() -> None:
 
     def noted(self: StopRequest, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if name == "signal" and value is not None:
+        if name == "noted" and value is not None:
             Path("heard").touch()
 
     StopRequest.__setattr__ = noted  # type: ignore[method-assign]

@@ -43,10 +43,11 @@ def described(**options: Any) -> dict[str, Any]:
         "config": config,
         "hashes": dict.fromkeys(("base_model", "chat_template", "tokenizer", "model_config"), "0" * 64),
         "data": {name: {"examples": "1" * 64, "fingerprint": "2" * 64} for name in ("train", "eval")},
-        "machine": {"device": "cpu", "threads": 1},
+        "machine": {"device": "cpu", "threads": 1, "ranks": 1, "sharded": False},
         "model": {"products": "float32"},
         "versions": {"torch": "2"},
         "total_steps": 9,
+        "step_rows": 8,
     }
 
 
@@ -88,6 +89,14 @@ def test_where_a_log_entry_brings_an_evaluation_that_decides_its_interval_counts
     options: dict[str, Any] = {"eval_steps": None, "early_stopping_patience": 3, "eval_strategy": "steps"}
     found = compare(identity(described(**options)), identity(described(**options, logging_steps=4)))
     assert found.refused == ("eval_steps: 10.0 then, 4 now",)
+
+
+def test_other_ranks_only_round_otherwise() -> None:
+    after = described()
+    after["machine"] |= {"ranks": 4, "sharded": True}
+    found = compare(identity(described()), identity(after))
+    assert found.rounding == ("ranks: 1 then, 4 now", "sharded: False then, True now")
+    assert found.refused == ()
 
 
 def test_an_option_that_is_new_was_as_it_is_by_default() -> None:

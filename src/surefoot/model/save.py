@@ -29,7 +29,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from surefoot.durable import sync_file
 from surefoot.model.folder import SINGLE
 from surefoot.model.network import unwrapped
-from surefoot.ranks import by_first, rank, ranks, texts
+from surefoot.ranks import by_first, rank, ranks, texts, together
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
@@ -102,7 +102,7 @@ def _grown(model: torch.nn.Module) -> dict[str, Any]:
 
 def _save_shares(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     shares = _agreed(model)
-    kept = _gathered(model, shares)
+    kept = together(lambda: _gathered(model, shares))
     # Before any file of weights: it takes away what an earlier save has left.
     by_first(lambda: write_folder(model, tokenizer, folder, {} if shares.apart else kept))
     if not shares.apart:

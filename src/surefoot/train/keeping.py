@@ -12,13 +12,14 @@ from surefoot.config import SFTConfig
 from surefoot.errors import UserError
 from surefoot.events import AlertEvent, CheckpointEvent, Event
 from surefoot.model.network import Network
-from surefoot.ranks import by_first, local_ranks, rank, texts, together
+from surefoot.ranks import add_up_numbers, by_first, local_ranks, rank, texts, together
 from surefoot.runfolder import RunFolder, numbered
 from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
 from surefoot.train.checkpoint import Snapshot, kept_tensors, load, load_weights
 from surefoot.train.manifest import Manifest, Progress, manifest_of, name_of, state_of, verify
 from surefoot.train.optim import Optimizers
+from surefoot.train.pieces import cut
 from surefoot.train.resume import Start
 from surefoot.train.saver import Saver
 
@@ -58,8 +59,9 @@ class Keeping:
         folder to match. Raises UserError when there is no room for a checkpoint."""
         needed = 0
         if self.args.save_strategy != "no":
-            needed = sum(t.nbytes for t in kept_tensors(self.network.model).values())
-            needed += self.optimizers.state_bytes()
+            weights, state = kept_tensors(self.network.model).values(), self.optimizers.state_bytes()
+            needed = sum(t.nbytes for t in weights)  # whole ones; of the state this rank knows what it holds
+            needed += int(add_up_numbers([state])[0]) if any(cut(t) for t in weights) else state
         self.saver.begin(needed)
         if start.checkpoint is None:
             if start.own:
