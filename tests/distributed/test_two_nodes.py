@@ -1,4 +1,5 @@
-"""Two machines, as far as one can play them: two launchers that meet over a network, and what comes of a run.
+"""Two machines, as far as one can play them: two launchers that meet over a network, what comes of a run, and what
+does when one of them is lost.
 
 Each has its own network stack and host name (Linux namespaces), and one cable between them; where that is not
 allowed, both are on localhost. All that they have in common is the disk.
@@ -6,12 +7,14 @@ allowed, both are on localhost. All that they have in common is the disk.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,7 +117,7 @@ def _on_localhost(argv: list[str], cwd: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, and its run as one machine with two processes makes it."""
+    """A recipe, and its runs as one machine with two processes makes them."""
     folder = tmp_path_factory.mktemp("nodes")
     rows = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
     recipe = {
@@ -126,40 +129,81 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lr_scheduler_type": "constant",
         "precision": "fp32",
         "save_strategy": "no",
-        "shard": "none",
         "use_cpu": True,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "surefoot",
-        "train",
-        "recipe.yaml",
-        "--nproc",
-        "2",
-        "--output_dir",
-        "one",
-    ]
-    status, said = _end(command, folder, _environment())
-    assert status == 0, said
+    for shard in ("none", "full"):
+        argv = ["train", "recipe.yaml", "--nproc", "2", "--shard", shard, "--output_dir", f"one-{shard}"]
+        status, said = _end([sys.executable, "-m", "surefoot", *argv], folder, _environment())
+        assert status == 0, said
     return folder
 
 
-@pytest.mark.parametrize("network", ["two network stacks", "localhost"])
-def test_two_machines_train_what_two_processes_of_one_train(network: str, place: Path) -> None:
+@pytest.mark.parametrize(("network", "shard"), [("two network stacks", "full"), ("localhost", "none")])
+def test_two_machines_train_what_two_processes_of_one_train(network: str, shard: str, place: Path) -> None:
     """The same events and the same bits: all that differs is who launches."""
     apart = network != "localhost"
     if apart and not _apart():
         pytest.skip("this machine lets nobody make network namespaces")
     run = place / ("apart" if apart else "beside")
-    argv = ["train", "recipe.yaml", "--output_dir", run.name]
+    argv = ["train", "recipe.yaml", "--shard", shard, "--output_dir", run.name]
     status, said = (_on_two_machines if apart else _on_localhost)(argv, place)
     assert status == 0, said
-    whole = place / "one"
-    assert (run / "model" / "model.safetensors").read_bytes() == (
-        whole / "model" / "model.safetensors"
-    ).read_bytes()
+    whole = place / f"one-{shard}"
+    files = [
+        {path.name: path.read_bytes() for path in (folder / "model").glob("*.safetensors")}
+        for folder in (run, whole)
+    ]
+    assert files[0]
+    assert files[0] == files[1]
     own, theirs = (clock_free(events(path)) for path in (run, whole))
     assert own == theirs
     assert [event["type"] for event in own].count("step") == 4
+
+
+def test_a_machine_that_is_lost_leaves_the_run_to_the_other(place: Path) -> None:
+    """Of one or two machines (--nnodes 1:2) one goes; the other goes on from the last checkpoint, alone, with as
+    many rows in a step as before."""
+    flags = ["--local-addr=127.0.0.1", "--nnodes=1:2", "--max-restarts=3", "--rdzv-conf"]
+    meeting = (
+        "last_call_timeout=10,keep_alive_interval=1,is_host="  # its host must not be the one that is lost
+    )
+    launcher = [*_torchrun(f"127.0.0.1:{_free_port()}"), *flags]
+    argv = ["train", "recipe.yaml", "--output_dir", "lost", "--max_steps", "60", "--save_strategy", "steps"]
+    last = ["-m", "surefoot", *argv, "--save_steps", "2", "--shard", "none"]
+    env = _environment(GLOO_SOCKET_IFNAME="lo")
+    said, run = place / "lost.txt", place / "lost"
+    machines: list[subprocess.Popen[bytes]] = []
+    with said.open("w") as out:
+        try:
+            for host in "10":
+                command = [*launcher, meeting + host, *last]
+                machines.append(subprocess.Popen(command, cwd=place, env=env, stdout=out, stderr=out))
+            deadline = time.monotonic() + SECONDS
+            while not any(run.glob("checkpoints/step-*")):
+                assert machines[0].poll() is None and time.monotonic() < deadline, said.read_text()
+                time.sleep(0.02)
+            for process in _family(machines[1].pid):
+                os.kill(process, signal.SIGKILL)
+            status = machines[0].wait(timeout=SECONDS)
+        finally:
+            for machine in machines:
+                machine.terminate()
+                machine.wait(30)
+    assert status == 0, said.read_text()
+    content = json.loads((run / "run.json").read_text())
+    assert content["step_rows"] == 4
+    (again,) = content["resumed"]
+    assert 0 < again["step"] < 60
+    assert "ranks: 2 then, 1 now" in " ".join(again["notes"])
+    steps = [event for event in events(run) if event["type"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 61))
+    assert {len(event["examples"]) for event in steps} == {4}
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+def _family(process: int) -> list[int]:
+    """A process, and those that it has started."""
+    children = Path(f"/proc/{process}/task/{process}/children")
+    found = [int(word) for word in children.read_text().split()] if children.exists() else []
+    return [process, *(one for child in found for one in _family(child))]
