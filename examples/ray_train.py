@@ -59,12 +59,15 @@ def main() -> int:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from surefoot import SFTConfig
+
     output = Path(options["output_dir"])
+    timeout = round(SFTConfig(**options).ddp_timeout) + 60  # surefoot's watchdog is to speak first
     backend = "cpu:gloo,cuda:nccl" if said.gpu else "gloo"
     result = TorchTrainer(
         train,
         train_loop_config=options,
-        torch_config=TorchConfig(backend=backend),
+        torch_config=TorchConfig(backend=backend, timeout_s=timeout),
         scaling_config=ScalingConfig(num_workers=said.workers, use_gpu=said.gpu),
         run_config=RunConfig(
             name=output.name,
