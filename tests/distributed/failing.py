@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from surefoot.ranks import rank
+from surefoot.train import agreement
 from surefoot.train.storage import Storage
 
 
@@ -47,10 +51,27 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "manifest lost once": lambda: {"storage": Failing(0, "rename", raising(LOST))},
     "a bug on 1": lambda: {"storage": Failing(1, "create", raising(ValueError("a bug")))},
     "silent 1": lambda: {"storage": Failing(1, "sync", lambda: time.sleep(2.0)), "timeout_seconds": 0.4},
+    "deaf 1": lambda: {"deaf": True},
     "no memory on 1": lambda: {"memory_left": lambda: 0 if rank() == 1 else 1 << 40},
     "no events": lambda: {"events": raising(LOST)},
     "no room for all": lambda: {"free": True},
 }
+
+
+@contextmanager
+def hearing_no_verdict() -> Iterator[None]:
+    """While open, this rank does not come to know what has become of a save."""
+    look = agreement.Agreement._look
+
+    def deaf(self: agreement.Agreement, whats: Sequence[str], deadline: float) -> tuple[str, Any]:
+        found = look(self, whats, deadline)
+        if whats == [agreement.VERDICT]:
+            raise agreement.SilentError("nothing was heard")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement.Agreement, "_look", deaf)
+        yield
 
 
 class TooLarge:
