@@ -15,7 +15,7 @@ from tests.faults.refused import GOOD, refusal, says, write
     ("r.jsonl", b"", "the file is empty"),
     ("r.json", b"", "the file is empty"),
     ("r.csv", b"", "the file is empty"),
-    ("r.jsonl.gz", gzip.compress(b""), "the file is empty"),
+    ("r.jsonl.gz", gzip.compress(b"", mtime=0), "the file is empty"),
     ("r.jsonl", b" \n\n\t\r\n", "the file holds no rows"),
     ("r.jsonl", b"\xef\xbb\xbf", "the file holds no rows"),
     ("r.json", b"[]", "the file holds no rows"),
