@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ from tests.faults.children import events, last_step
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 ROWS = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
+
+Words = tuple[str, ...]
+Environment = Mapping[str, str]
+NOTHING: Environment = {}
 
 
 @dataclass
@@ -55,19 +59,16 @@ class Launch:
         found = {}
         for place in Path("/proc").iterdir():
             with suppress(OSError, ValueError, KeyError):
-                environment = dict(
-                    entry.split("=", 1)
-                    for entry in (place / "environ").read_text().split("\0")
-                    if "=" in entry
-                )
+                entries = (place / "environ").read_text().split("\0")
+                environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+                ours = environment["SUREFOOT_TEST"] == str(self.log) and "RANK" in environment
                 words = (place / "cmdline").read_text().split("\0")
-                if environment["SUREFOOT_TEST"] == str(self.log) and "RANK" in environment:
-                    if "train" in words and "torch.distributed.run" not in words:
-                        found[int(environment["RANK"])] = int(place.name)
+                if ours and "train" in words and "torch.distributed.run" not in words:
+                    found[int(environment["RANK"])] = int(place.name)
         return found
 
 
-def start(place: Path, *argv: Any, launcher: tuple[str, ...] = (), **env: str) -> Launch:
+def start(place: Path, *argv: Any, launcher: Words = (), env: Environment = NOTHING) -> Launch:
     """Start `surefoot train ARGV`, or torchrun with the words of `launcher`, in `place`."""
     by = ("-m", "torch.distributed.run", *launcher) if launcher else ()
     return _start(place, [*by, "-m", "surefoot", "train", *map(str, argv)], env)
@@ -76,12 +77,12 @@ def start(place: Path, *argv: Any, launcher: tuple[str, ...] = (), **env: str) -
 def script(place: Path, path: Path, count: int) -> Launch:
     """Run a script of the user's by torchrun, in so many processes, to its end."""
     by = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    launch = _start(place, [*by, str(path)], {})
+    launch = _start(place, [*by, str(path)], NOTHING)
     assert launch.wait() == 0, launch.said
     return launch
 
 
-def _start(place: Path, words: list[str], env: dict[str, str]) -> Launch:
+def _start(place: Path, words: list[str], env: Environment) -> Launch:
     log = place / f"log-{time.monotonic_ns()}"
     command = [sys.executable, *words]
     told = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SUREFOOT_TEST": str(log)}
@@ -94,9 +95,9 @@ def _start(place: Path, words: list[str], env: dict[str, str]) -> Launch:
     return Launch(process, log)
 
 
-def run(place: Path, *argv: Any, status: int = 0, launcher: tuple[str, ...] = (), **env: str) -> Launch:
+def run(place: Path, *argv: Any, status: int = 0, launcher: Words = (), env: Environment = NOTHING) -> Launch:
     """`start`, and wait for the end."""
-    launch = start(place, *argv, launcher=launcher, **env)
+    launch = start(place, *argv, launcher=launcher, env=env)
     assert launch.wait() == status, launch.said
     return launch
 
@@ -106,7 +107,7 @@ def write_recipe(place: Path, model: Path, **options: Any) -> Path:
     write_rows(place / "rows.jsonl", ROWS)
     plain = {
         "model_name_or_path": str(model),
-        "dataset_name": str(place / "rows.jsonl"),
+        "dataset_name": "rows.jsonl",
         "max_steps": 12,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
@@ -124,8 +125,9 @@ def write_recipe(place: Path, model: Path, **options: Any) -> Path:
     return path
 
 
-DIVIDED = ("slots", "micro_batches")
-"""What depends on how a step's examples were divided."""
+DIVIDED = ("slots", "micro_batches", "lost_share")
+"""What depends on how a step's examples were divided; the share of updates that rounding ate is a count of weights
+that a last bit may tip."""
 
 
 def alike(one: Path, other: Path, tolerance: float) -> None:

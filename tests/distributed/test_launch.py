@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     write_recipe(
         place,
         tiny_folder,
-        eval_dataset_name=str(place / "rows.jsonl"),
+        eval_dataset_name="rows.jsonl",
         eval_strategy="steps",
         eval_steps=4,
         eval_samples=2,
@@ -100,7 +100,7 @@ def test_19_a_rank_is_killed_in_step_7(slow: Path, undisturbed: Path, by: str) -
     """It is named, all start again by themselves from the last commit, and the result is the same to the bit."""
     launcher = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2") if by == "torchrun" else ()
     more = () if launcher else ("--nproc", 2)
-    launch = start(slow, "recipe.yaml", "--output_dir", "run", *more, launcher=launcher, **SLOWLY)
+    launch = start(slow, "recipe.yaml", "--output_dir", "run", *more, launcher=launcher, env=SLOWLY)
     launch.until(lambda: at_step(slow / "run", 6))
     killed = launch.ranks()[1]
     os.kill(killed, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_19_a_rank_is_killed_in_step_7(slow: Path, undisturbed: Path, by: str) -
 def test_21_a_rank_that_is_frozen_is_named(slow: Path, undisturbed: Path) -> None:
     launch = start(
         slow, "recipe.yaml", "--output_dir", "run", "--nproc", 2, "--ddp_timeout", 4, "--max_restarts", 1,
-        **SLOWLY, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2",
+        env=SLOWLY | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"},
     )  # fmt: skip
     launch.until(lambda: at_step(slow / "run", 6))
     frozen = launch.ranks()[1]
@@ -130,7 +130,7 @@ def test_22_two_then_one_then_two(slow: Path) -> None:
     """The same rows in each step, whatever the number of processes that go on with it."""
     argv = ("recipe.yaml", "--output_dir", "run")
     for count, step in ((2, 4), (1, 8)):
-        launch = start(slow, *argv, *(("--nproc", count) if count > 1 else ()), **SLOWLY)
+        launch = start(slow, *argv, *(("--nproc", count) if count > 1 else ()), env=SLOWLY)
         launch.until(lambda step=step: at_step(slow / "run", step))
         launch.process.send_signal(signal.SIGTERM)
         assert launch.wait() == 143, launch.said
@@ -151,7 +151,8 @@ def test_22_two_then_one_then_two(slow: Path) -> None:
 def test_23_ranks_that_disagree(slow: Path) -> None:
     said = run(
         slow, "recipe.yaml", "--output_dir", "run", status=1,
-        launcher=("--standalone", "--nproc-per-node", "2"), SUREFOOT_TEST_PATCH="tests.distributed.patches:other_seed",
+        launcher=("--standalone", "--nproc-per-node", "2"),
+        env={"SUREFOOT_TEST_PATCH": "tests.distributed.patches:other_seed"},
     ).said  # fmt: skip
     assert said.count("the ranks do not agree") == 1
     assert "config.seed: 7 on rank 0" in said and "8 on rank 1" in said
@@ -159,7 +160,7 @@ def test_23_ranks_that_disagree(slow: Path) -> None:
 
 
 def test_14_sigterm_to_the_launcher_saves(slow: Path) -> None:
-    launch = start(slow, "recipe.yaml", "--output_dir", "run", "--nproc", 2, **SLOWLY)
+    launch = start(slow, "recipe.yaml", "--output_dir", "run", "--nproc", 2, env=SLOWLY)
     launch.until(lambda: at_step(slow / "run", 4))
     launch.process.send_signal(signal.SIGTERM)
     assert launch.wait() == 143, launch.said

@@ -47,7 +47,9 @@ class Pair:
             if rank == kill:
                 more["patch"] = "tests.faults.patches_ranks:at_operation_of"
                 more["patch_args"] = {"step": 2, **how}
-            children.append(self.zygote.start(["train", self.recipe, "--output_dir", run], self.place, **more))
+            children.append(
+                self.zygote.start(["train", self.recipe, "--output_dir", run], self.place, **more)
+            )
         if kill is not None:
             children[kill].wait(LONGEST_SECONDS)
             other, deadline = children[1 - kill], time.monotonic() + 30.0
