@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,28 +37,33 @@ class StoppedElsewhere(StoppedError):  # noqa: N818
     """Another rank had to stop, and says why."""
 
 
-_by_itself = False
+class _Alone(threading.local):
+    """Whether this thread takes its process for the only one; what other threads tell the ranks goes on."""
+
+    now = False
+
+
+_alone = _Alone()
 
 
 def rank() -> int:
     """Which of the processes this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() and not _by_itself else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone.now else 0
 
 
 def ranks() -> int:
     """How many processes take a step together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone.now else 1
 
 
 @contextmanager
 def by_itself() -> Iterator[None]:
-    """While open, this process takes itself for the only one: it computes all by itself, and asks nobody."""
-    global _by_itself
-    before, _by_itself = _by_itself, True
+    """While open, this thread takes its process for the only one: it computes all by itself, and asks nobody."""
+    before, _alone.now = _alone.now, True
     try:
         yield
     finally:
-        _by_itself = before
+        _alone.now = before
 
 
 def local_rank() -> int:
