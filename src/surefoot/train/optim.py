@@ -187,14 +187,17 @@ def _copies(part: Optimizer, group: dict[str, Any]) -> int:
     return int(group.get("beta1") is not None) if factored else 2
 
 
-def build(model: torch.nn.Module, args: SFTConfig) -> Optimizers:
-    """The optimizer that `args` asks for, over the weights of `model` that train.
+def build(model: torch.nn.Module, args: SFTConfig, mine: Optimizer | None = None) -> Optimizers:
+    """The optimizer that `args` asks for, over the weights of `model` that train; or `mine`, which the user made.
 
-    Weight decay goes to matrices only: biases and norms are vectors.
+    Weight decay goes to matrices only: biases and norms are vectors. Raises UserError for options that the
+    optimizer does not take, and when it cannot train this model.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise UserError("nothing to train: no weight of the model requires a gradient")
+    if mine is not None:
+        return _own(mine, named)
     extra = _extra(args.optim_args)
     lr, decay = args.learning_rate, args.weight_decay
     if args.optim == "muon":
@@ -227,9 +230,7 @@ def build(model: torch.nn.Module, args: SFTConfig) -> Optimizers:
     return Optimizers([part], named)
 
 
-def own(part: Optimizer, model: torch.nn.Module) -> Optimizers:
-    """An optimizer that the user made. Raises UserError when it cannot train this model."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def _own(part: Optimizer, named: Named) -> Optimizers:
     closure = inspect.signature(part.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(

@@ -40,7 +40,7 @@ from surefoot.train.identity import identity
 from surefoot.train.interrupt import Interrupted, Stopped, asked_to_stop
 from surefoot.train.loading import as_shared, on_path, prepare_model, prepare_network
 from surefoot.train.manifest import Progress, progress_of
-from surefoot.train.optim import Optimizers, build, own, refuse_told
+from surefoot.train.optim import Optimizers, build, refuse_told
 from surefoot.train.planner import Plan, choose
 from surefoot.train.progress import working
 from surefoot.train.rates import Rates
@@ -127,9 +127,10 @@ class SFTTrainer:
         """
         said = resume_from_checkpoint
         resume = said if said is not None else self.args.resume_from_checkpoint
+        optimizers = together(lambda: build(self.model, self.args, self._own_optimizer))
         watchdog = Watchdog(self.args.ddp_timeout)
         with self._claimed(), watchdog.watching(), said_of_the_lost():
-            data, sampler, optimizers, total_steps = self._prepare(resume)
+            data, sampler, total_steps = self._prepare(resume, optimizers)
             between = self._begin(resume, data, optimizers, sampler, total_steps)
             first, run_started = self.progress.step, time.perf_counter()
             with asked_to_stop(between.stop) as stop, between.listening():
@@ -188,8 +189,8 @@ class SFTTrainer:
             together(lambda: stack.enter_context(self.run.locked()))
             yield
 
-    def _prepare(self, resume: bool | str) -> tuple[Dataset, Sampler, Optimizers, int]:
-        """Prove the fast path, divide the weights among the ranks, make the optimizer."""
+    def _prepare(self, resume: bool | str, optimizers: Optimizers) -> tuple[Dataset, Sampler, int]:
+        """Prove the fast path; how many rows a step has, and how many steps there are."""
         args, data = self.args, self.train_data
         if data is None:
             raise UserError("no rows to train on: pass train_dataset=..., or dataset_name")
@@ -201,12 +202,10 @@ class SFTTrainer:
         sampler = Sampler(len(data.rows), self._step_rows, args.seed, shuffle)
         epochs = math.ceil(args.num_train_epochs * sampler.steps_per_epoch)
         total = max(1, args.max_steps if args.max_steps > 0 else epochs)
-        mine = self._own_optimizer
-        optimizers = build(self.model, args) if mine is None else own(mine, self.model)
         shard_state(optimizers)
         optimizers.zero_grad()  # whatever gradient the user's model came with is not of our first step
         self._rates = Rates(args, optimizers, self._own_scheduler, total)
-        return data, sampler, optimizers, total
+        return data, sampler, total
 
     def _plan(self, data: Dataset, optimizers: Optimizers, total_steps: int, resumed: bool) -> Plan:
         """Choose how steps go through memory; a resumed run keeps the budget that it began with."""
