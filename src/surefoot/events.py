@@ -15,7 +15,7 @@ class Event:
     type: ClassVar[str]
     step: int
     time: float = field(default_factory=time.time)
-    """Seconds since 1970; the only clock field besides those that end in _seconds or _per_second."""
+    """Seconds since 1970; the only clock field besides `mfu` and those that end in _seconds or _per_second."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": self.type, **asdict(self)}
@@ -61,6 +61,8 @@ class StepEvent(Event):
     """The most that the process has held so far (on CUDA: tensors on the GPU)."""
     examples: list[tuple[str, float, int]]
     """(where, sum of −log p, supervised tokens) of each example."""
+    mfu: float | None = None
+    """Share of the GPUs' peak that the step computed with (`model.flops.utilisation`); None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

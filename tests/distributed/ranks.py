@@ -160,6 +160,7 @@ def one_step(network: Network, optimizers: Optimizers, examples: list[Example]) 
         "clip_factor": change.clip_factor,
         "head": add_up(torch.stack(by_head).sum(0)).norm(dim=1).tolist(),
         # Where slots are shared, how many there are and what flows into each depends on who shares them.
+        "flops": found.flops if found.slots == alone else 0.0,
         "layers": add_up(torch.stack(squares).sum(0)).tolist() if found.slots == alone else [],
         "micro_batches": found.micro_batches,
         "own": [len(batch) for batch in own],

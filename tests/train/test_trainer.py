@@ -410,3 +410,49 @@ def test_a_run_that_began_from_anothers_checkpoint_goes_on_by_the_same_command(t
     assert steps == [3, 4, 5, 6]
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_peak_that_a_step_reaches_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was computed: slots, attending pairs and targets, counted here one by one. Of a card that is not
+    known, nothing is said."""
+    known: list[float | None] = [None, 3e9]
+    for peak in known:
+        monkeypatch.setattr("surefoot.train.between.peak_flops", lambda _, peak=peak: peak)
+        one = trainer(
+            tmp_path, callbacks=[(heard := Heard())], overwrite_output_dir=True, share_prefixes=False
+        )
+        one.train()
+        steps = [event for event in one.run.events() if event["type"] == "step"]
+        assert not any("mfu" in entry for entry in one.state.log_history), "a clock, in every checkpoint"
+        if peak is None:
+            assert [event["mfu"] for event in steps] == [None] * 6
+            assert not any("mfu" in logs for logs in heard.logs)
+            continue
+        config = one.network.core.config
+        layer = [p for name, p in one.model.named_parameters() if ".layers." in name and p.ndim == 2]
+        flops = []
+        for event in steps:
+            of = [int(where.removeprefix("dataset[").removesuffix("]")) for where, _, _ in event["examples"]]
+            slots = [sum(LENGTHS[row]) - 1 for row in of]
+            assert event["slots"] == sum(slots), "nothing is shared"
+            by_slot = 6 * sum(p.numel() for p in layer) * sum(slots)
+            pairs = sum(count * (count + 1) / 2 for count in slots)
+            by_pair = 12 * config.num_hidden_layers * config.hidden_size * pairs
+            head = 6 * tiny.VOCABULARY * config.hidden_size * sum(LENGTHS[row][1] for row in of)
+            flops.append(by_slot + by_pair + head)
+            assert event["mfu"] == pytest.approx(flops[-1] / event["step_seconds"] / peak)
+        logged = [logs["mfu"] for logs in heard.logs if "loss" in logs]
+        seconds = [event["step_seconds"] for event in steps]
+        assert logged == [
+            pytest.approx(sum(flops[at : at + 2]) / sum(seconds[at : at + 2]) / peak) for at in (0, 2, 4)
+        ]
+
+
+class Heard(TrainerCallback):
+    """Of logs."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, *_: object, **told: dict[str, float]) -> None:  # type: ignore[override]
+        self.logs.append(told["logs"])

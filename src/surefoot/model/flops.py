@@ -66,8 +66,8 @@ class Costs:
         return self.cost(count, self.pairs(np.arange(count)), example.targets)
 
     def of_forest(self, forest: Forest) -> float:
-        """FLOPs of a micro-batch. On a GPU it waits for the forest's depths: count before `Forest.to`."""
-        return self.flops(forest.slots, len(forest.label_N), self.pairs(forest.position_T.cpu()))
+        """FLOPs of a micro-batch. No wait: `Forest.to` leaves the depths on the host."""
+        return self.flops(forest.slots, len(forest.label_N), self.pairs(forest.host[0]))
 
 
 def costs(model: torch.nn.Module) -> Costs:
@@ -114,6 +114,18 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     found = card(torch.cuda.get_device_name(device))
     return None if found is None else found.flops
+
+
+def utilisation(flops: float, seconds: float, peak: float | None, ranks: int) -> float | None:
+    """Model FLOPs utilisation (MFU): the share of what `ranks` cards of `peak` FLOP/s could have computed in
+    `seconds`. None if the peak is not known.
+
+    `flops` are to be those of forward and backward pass of what was computed: slots, of which shared prefixes have
+    few; the pairs that attend, half of a square or less; the head at the targets alone. What is recomputed is time
+    that counts for nothing. So is all that is not products: it is lower than what counts padding, whole squares of
+    attention, or the tokens of the rows.
+    """
+    return None if peak is None else flops / (seconds * peak * ranks)
 
 
 def _share_of_experts(weight: torch.nn.Parameter, config: Any) -> float:

@@ -25,8 +25,9 @@ from surefoot.events import (
     WatchEvent,
 )
 from surefoot.microscope.run import Microscope
+from surefoot.model.flops import peak_flops, utilisation
 from surefoot.model.network import Network
-from surefoot.ranks import local_rank, most, rank
+from surefoot.ranks import local_rank, most, rank, ranks
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
@@ -63,6 +64,7 @@ class Between:
         self.run, self.args, self.network, self.tokenizer = run, args, network, tokenizer
         self.callbacks, self.total_steps, self.steps_per_epoch = callbacks, total_steps, steps_per_epoch
         self.step_rows = step_rows
+        self._peak, self._worked = peak_flops(network.device), (0.0, 0.0)
         self.stop = StopRequest()
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
@@ -170,7 +172,9 @@ class Between:
             tokens_per_second=found.tokens / seconds,
             memory_bytes=int(most([hardware.peak_bytes(self.network.device)])[0]),
             examples=[(e.where, e.loss, e.tokens) for e in found.examples],
+            mfu=utilisation(found.flops, seconds, self._peak, ranks()),
         )
+        self._worked = self._worked[0] + found.flops, self._worked[1] + seconds
         self.progress.last_loss = found.loss
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
@@ -267,6 +271,8 @@ class Between:
     def log(self, done: StepEvent) -> None:
         """A log entry with Hugging Face's keys, over the steps since the last one."""
         sums, self.progress.unlogged = self.progress.unlogged, {}
+        (flops, seconds), self._worked = self._worked, (0.0, 0.0)
+        mfu = utilisation(flops, seconds, self._peak, ranks())
         self._log(
             {
                 "loss": sums["loss"] / sums["steps"],
@@ -276,14 +282,16 @@ class Between:
                 "entropy": sums["entropy"] / sums["supervised"],
                 "mean_token_accuracy": sums["correct"] / sums["supervised"],
                 "num_tokens": done.num_tokens,
-            }
+            },
+            {} if mfu is None else {"mfu": mfu},
         )
 
-    def _log(self, entry: dict[str, Any]) -> None:
+    def _log(self, entry: dict[str, Any], timed: dict[str, float] | None = None) -> None:
+        """Tell the callbacks; what is `timed` stays out of the history: checkpoints have the same bits of it."""
         state = self.callbacks.state
         entry = {**entry, "epoch": state.epoch or 0.0}
         state.log_history.append({**entry, "step": state.global_step})
-        self.callbacks.tell("on_log", logs=entry)
+        self.callbacks.tell("on_log", logs={**entry, **(timed or {})})
 
     def watch(self) -> None:
         """Look at the watched prompts."""

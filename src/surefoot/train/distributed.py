@@ -126,7 +126,7 @@ def divide(network: Network, examples: Sequence[Example], count: int) -> list[li
     merged = network.merged and network.packed
     whole = plant(examples, merged).slots
     pieces = network.plan(examples, max(1, math.ceil(whole / (PIECES * count))))
-    of = _costs(network)
+    of = costs_of(network)
     sizes = [of.of_forest(plant(piece, merged)) for piece in pieces]
     order = {id(example): index for index, example in enumerate(examples)}
     shares: list[list[Example]] = [[] for _ in range(count)]
@@ -200,14 +200,17 @@ def agreed(network: Network) -> Network:
     return replace(network, packed=not apart, merged=not alone, head=head)
 
 
-_known_costs: WeakKeyDictionary[torch.nn.Module, Costs] = WeakKeyDictionary()
+_known_costs: WeakKeyDictionary[torch.nn.Module, tuple[int, Costs]] = WeakKeyDictionary()
 
 
-def _costs(network: Network) -> Costs:
-    """What a slot, a pair and a target of this model take; counted once."""
-    if network.model not in _known_costs:
-        _known_costs[network.model] = costs(network.model)
-    return _known_costs[network.model]
+def costs_of(network: Network) -> Costs:
+    """What a slot, a pair and a target of this model take; counted once, and again where other weights train, as
+    while the fast path is checked."""
+    trained = sum(weight.numel() for weight in network.model.parameters() if weight.requires_grad)
+    known = _known_costs.get(network.model)
+    if known is None or known[0] != trained:
+        known = _known_costs[network.model] = trained, costs(network.model)
+    return known[1]
 
 
 # Numbers and tensors -----------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ class ProgressBar:
             self.bar.remove_task(self._looking)
             self._looking = None
         speed = f"{event.tokens_per_second:,.0f} tokens/s"
+        speed += "" if event.mfu is None else f"  {event.mfu:.0%} of peak"
         said = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {speed}"
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=event.step, said=said)

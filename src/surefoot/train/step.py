@@ -18,7 +18,7 @@ from surefoot.errors import StoppedError
 from surefoot.model.loss import TargetStats
 from surefoot.model.network import Network
 from surefoot.ranks import add_up_numbers, rank, ranks
-from surefoot.train.distributed import local, micro_batches, sum_gradients, total_norm
+from surefoot.train.distributed import costs_of, local, micro_batches, sum_gradients, total_norm
 from surefoot.train.optim import Optimizers, Turn
 
 
@@ -50,6 +50,8 @@ class Losses:
     token_accuracy: float
     entropy: float
     examples: tuple[ExampleLoss, ...]
+    flops: float = 0.0
+    """That forward and backward passes of all slots, attending pairs and targets take, on all ranks together."""
 
 
 Seen = Callable[[Forest, TargetStats], None]
@@ -87,7 +89,7 @@ def losses(
         return _nothing(examples)
     nll = [0.0] * len(examples)
     total = correct = entropy = 0.0
-    slots = 0
+    slots, flops, of = 0, 0.0, costs_of(network)
     done: list[Sequence[Example]] = []
     sums: list[torch.Tensor] = []  # stay on the device: to read one is to wait until it is there
     order = {id(example): index for index, example in enumerate(examples)}
@@ -106,6 +108,7 @@ def losses(
                 continue
             done.append(batch)
             slots += forest.slots
+            flops += of.of_forest(forest)
             sums.append(_sums(loss, stats, forest))
     if backprop:
         sum_gradients(network)
@@ -116,8 +119,8 @@ def losses(
         entropy += next(values)
         for example in batch:
             nll[order[id(example)]] = next(values)
-    numbers = add_up_numbers([total, correct, entropy, slots, len(done), *nll])
-    total, correct, entropy, slots, micro_batches_done, *nll = numbers
+    numbers = add_up_numbers([total, correct, entropy, slots, flops, len(done), *nll])
+    total, correct, entropy, slots, flops, micro_batches_done, *nll = numbers
     supervised = sum(example.targets for example in examples)
     return Losses(
         loss=total,
@@ -128,6 +131,7 @@ def losses(
         token_accuracy=correct / supervised,
         entropy=entropy / supervised,
         examples=tuple(ExampleLoss(e.where, nll[i], e.targets) for i, e in enumerate(examples)),
+        flops=flops,
     )
 
 
