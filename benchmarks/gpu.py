@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="keep the models here (16 GB for 8b) instead of throwing them away"
     )
-    parser.add_argument("--out", type=Path, default=run.RESULTS / "gpu.json")
+    parser.add_argument("--out", type=Path, help="default: results/gpu.json; of --toy, nothing is kept")
     parser.add_argument("--toy", action="store_true", help="at toy size on the CPU")
     args = parser.parse_args()
     if args.steps <= measures.WARM_UP:
@@ -227,6 +227,7 @@ def main() -> int:
     place, device = card(args.toy), "cpu" if args.toy else "cuda"
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
+        out = args.out or (Path(temporary) if args.toy else run.RESULTS) / "gpu.json"
         base = args.folder or Path(temporary)
         for name in ["toy"] if args.toy else args.models:
             shapes = gpu_models.shapes(name)
@@ -257,8 +258,8 @@ def main() -> int:
                     result = measure(workloads.read(work / "rows"), args, work, device, place)
                     if result is not None:
                         found[title] = result
-                        store(args.out, place, args.steps, found)
-    print(f"{args.out} written" if found else "nothing could be measured")
+                        store(out, place, args.steps, found)
+    print(f"{out} written" if found else "nothing could be measured")
     return 0 if found else 1
 
 
