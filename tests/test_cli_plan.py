@@ -126,6 +126,24 @@ def test_without_rows_it_says_how_to_do_without(
     assert "--lengths MEAN,MAX" in gone.err
 
 
+def test_more_gpus_are_spread_as_the_user_has_spread_them() -> None:
+    from surefoot.commands.plan import PlanOptions, _place
+
+    own = PlanOptions(gpu="h100", gpus=4, nodes=2)
+    assert [(_place(own, ranks).nodes, _place(own, ranks).link) for ranks in (4, 2, 8, 16)] == [
+        (2, 50e9),
+        (1, 450e9),
+        (4, 50e9),
+        (8, 50e9),
+    ]
+    usual, large = PlanOptions(gpu="h100", gpus=4), PlanOptions(gpu="h100", gpus=16, nodes=1)
+    assert [_place(usual, ranks).nodes for ranks in (4, 8, 9, 64)] == [1, 1, 2, 8]
+    assert [(_place(large, ranks).nodes, _place(large, ranks).link) for ranks in (16, 32)] == [
+        (1, 450e9),
+        (2, 50e9),
+    ]
+
+
 def test_every_card_can_be_named(tiny_folder: Path) -> None:
     from surefoot.commands.plan import PlanOptions, _place
 

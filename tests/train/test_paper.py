@@ -19,9 +19,9 @@ from surefoot.model.flops import Costs
 from surefoot.model.network import Network, head_of
 from surefoot.train import advice, paper, planner
 from surefoot.train.advice import Problem, suggestions
-from surefoot.train.blueprint import Blueprint, blueprint, draw, measured
 from surefoot.train.memory import Footprint, measure
 from surefoot.train.paper import Place, Rows, Way, largest, memory, rows_as_said, rows_of, speed
+from surefoot.train.sketch import Sizes, measured, sizes, sketch
 from tests import tiny
 
 ROWS = tiny.examples([(20, 30), (10, 50), (40, 20)])
@@ -83,17 +83,17 @@ def test_what_is_counted_without_weights_is_what_is_counted_with_them(
     name = "n_layer" if architecture == "gpt2" else "num_hidden_layers"
     config = of(architecture, 3 if architecture == "gpt2" else layers)
     assert getattr(config, name) == layers
-    drawing = draw(config, args, bf16, architecture)
+    drawn = sketch(config, args, bf16, architecture)
     if not bf16:
-        assert drawing.product_dtype is None
-    got = measured(drawing, ROWS, 60, cuda=False)
+        assert drawn.product_dtype is None
+    got = measured(drawn, ROWS, 60, cuda=False)
     assert_alike(got, really(config, args, bf16, 60))
-    assert all(p.untyped_storage().device.type == "meta" for p in drawing.model.parameters())
+    assert all(p.untyped_storage().device.type == "meta" for p in drawn.model.parameters())
 
 
 def test_many_alike_layers_are_told_from_few(monkeypatch: pytest.MonkeyPatch) -> None:
     args = SFTConfig()
-    drawing = draw(of("llama", layers=20), args, True, "x")
+    drawn = sketch(of("llama", layers=20), args, True, "x")
     ran: list[int] = []
 
     def counting(network: Network, *others: Any) -> Footprint:
@@ -101,18 +101,18 @@ def test_many_alike_layers_are_told_from_few(monkeypatch: pytest.MonkeyPatch) ->
         ran.append(len(found.layers))
         return found
 
-    monkeypatch.setattr("surefoot.train.blueprint.measure", counting)
-    short = measured(drawing, ROWS, 60, cuda=False)
+    monkeypatch.setattr("surefoot.train.sketch.measure", counting)
+    short = measured(drawn, ROWS, 60, cuda=False)
     assert ran == [4, 2]
-    monkeypatch.setattr("surefoot.train.blueprint._period", lambda *_: None)
-    assert_alike(short, measured(drawing, ROWS, 60, cuda=False))
+    monkeypatch.setattr("surefoot.train.sketch._period", lambda *_: None)
+    assert_alike(short, measured(drawn, ROWS, 60, cuda=False))
     assert ran == [4, 2, 20]
-    assert len(drawing.model.model.layers) == 20
+    assert len(drawn.model.model.layers) == 20
 
 
 def test_sizes_are_those_of_the_weights() -> None:
     args = SFTConfig()
-    found = blueprint(draw(of("llama"), args, True, "x"), args, ROWS, 60, cuda=True)
+    found = sizes(sketch(of("llama"), args, True, "x"), args, ROWS, 60, cuda=True)
     model = tiny.model("llama", torch.float32)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     whole = sum(p.numel() for p in model.parameters())
@@ -121,7 +121,7 @@ def test_sizes_are_those_of_the_weights() -> None:
     assert (found.layers, found.layer, found.layer_gradients) == (3, 4 * layer, 4 * layer)
     assert found.root == found.root_gradients == 4 * (whole - 3 * layer) == 4 * (2 * 97 * 32 + 32)
     adapter = SFTConfig(use_peft=True, lora_r=4)
-    small = blueprint(draw(of("llama"), adapter, True, "x"), adapter, ROWS, 60, cuda=True)
+    small = sizes(sketch(of("llama"), adapter, True, "x"), adapter, ROWS, 60, cuda=True)
     added = 3 * 4 * (64 + 2 * 48 + 64 + 3 * 80)  # layers, rank, in + out of each matrix
     assert small.trained_parameters == added
     assert (small.gradients, small.state) == (4 * added, 8 * added)
@@ -133,20 +133,34 @@ def test_frozen_weights_keep_the_checkpoints_type_and_pure_bf16_is_half() -> Non
     args = SFTConfig(use_peft=True)
     config = of("llama")
     config.dtype = torch.bfloat16
-    types = {p.requires_grad: p.dtype for p in draw(config, args, True, "x").model.parameters()}
+    types = {p.requires_grad: p.dtype for p in sketch(config, args, True, "x").model.parameters()}
     assert types == {True: torch.float32, False: torch.bfloat16}
     args = SFTConfig(precision="pure-bf16")
-    assert {p.dtype for p in draw(of("llama"), args, True, "x").model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in sketch(of("llama"), args, True, "x").model.parameters()} == {torch.bfloat16}
+
+
+def test_a_sketch_leaves_the_config_as_it_was() -> None:
+    """All weights first, then an adapter of the same config: what is frozen is still bf16."""
+    config = of("llama")
+    config.dtype = torch.bfloat16
+    config.quantization_config = {"quant_method": "none"}
+    before = repr(config.to_dict())
+    whole = sketch(config, SFTConfig(), True, "x")
+    assert {p.dtype for p in whole.model.parameters()} == {torch.float32}
+    assert repr(config.to_dict()) == before and hasattr(config, "quantization_config")
+    adapter = sketch(config, SFTConfig(use_peft=True), True, "x")
+    types = {p.requires_grad: p.dtype for p in adapter.model.parameters()}
+    assert types == {True: torch.float32, False: torch.bfloat16}
 
 
 def test_on_a_gpu_attention_keeps_what_flash_attention_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     args = SFTConfig()
-    drawing = draw(of("llama"), args, True, "x")
-    gpu = measured(drawing, ROWS, 60, cuda=True)
+    drawn = sketch(of("llama"), args, True, "x")
+    gpu = measured(drawn, ROWS, 60, cuda=True)
     monkeypatch.setattr(
         tiled, "KEEP", 0
     )  # the CPU's attention keeps no probabilities either, but no row sums
-    cpu = measured(drawing, ROWS, 60, cuda=False)
+    cpu = measured(drawn, ROWS, 60, cuda=False)
     heads = 4
     assert gpu.layers[1] == pytest.approx(cpu.layers[1] + 4 * heads, abs=1)
 
@@ -156,7 +170,7 @@ def test_a_model_that_looks_at_its_tokens_is_refused() -> None:
     config = of("mixtral")
     config._experts_implementation = "eager"
     with pytest.raises(UserError, match="cannot be planned on paper"):
-        measured(draw(config, args, False, "x"), ROWS, 60, cuda=False)
+        measured(sketch(config, args, False, "x"), ROWS, 60, cuda=False)
 
 
 # Adding up ---------------------------------------------------------------------------------------------
@@ -174,7 +188,7 @@ PRINT = Footprint(
     square=None,
     seconds=0.0,
 )
-FOUND = Blueprint(
+FOUND = Sizes(
     parameters=1_000_000,
     trained_parameters=1_000_000,
     weights=4_000_000,
@@ -280,6 +294,25 @@ def test_sharded_weights_are_gathered_for_every_micro_batch() -> None:
         6400 / (slow.communication[0] + slow.optimizer)
     )  # compute hides behind it
     assert speed(FOUND, DATA, replace(GPUS, flops=None), way, 1600) is None
+
+
+def test_pure_bf16_gathers_two_bytes_a_weight_and_adds_gradients_up_in_four() -> None:
+    half = replace(
+        FOUND, weights=2_000_000, gradients=2_000_000, layer=600_000, layer_gradients=600_000,
+        root=800_000, root_gradients=800_000,
+    )  # fmt: skip
+    none, full = (speed(half, DATA, GPUS, Way(False, shard, False), 1600) for shard in (False, True))
+    assert none is not None and full is not None
+    assert none.communication[1] == pytest.approx(0.75 * 2 * 4_000_000 / 0.5e10)
+    assert full.communication[1] == pytest.approx(0.75 * (2 * 1_200_000 + 800_000 + 4_000_000) / 0.5e10)
+    cut = memory(half, DATA, GPUS, Way(False, True, False), 1024)
+    assert cut.gathered == 800_000 + 2 * 600_000 + 800_000 + 1_600_000
+
+
+def test_gradients_of_an_adapter_are_a_little() -> None:
+    adapter = replace(FOUND, trained_parameters=10_000, gradients=40_000)
+    none = speed(adapter, DATA, GPUS, Way(True, False, False), 1600)
+    assert none is not None and none.communication[1] == pytest.approx(0.75 * 2 * 40_000 / 0.5e10)
 
 
 # Advice ------------------------------------------------------------------------------------------------

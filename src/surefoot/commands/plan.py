@@ -21,8 +21,8 @@ from surefoot.recipes import read_recipe
 from surefoot.validation import checked
 
 if TYPE_CHECKING:
-    from surefoot.train.blueprint import Blueprint
     from surefoot.train.paper import Outcome, Place, Rows
+    from surefoot.train.sketch import Sizes
 
 READ = 1_000
 """Rows of the data whose lengths are looked at."""
@@ -115,9 +115,10 @@ def _place(own: PlanOptions, ranks: int) -> Place:
     from surefoot.train import hardware
     from surefoot.train.paper import COLLECTIVES, CONTEXT, NODE, Place
 
-    nodes = own.nodes if own.nodes and ranks == own.gpus else math.ceil(ranks / NODE)
-    if nodes > ranks:
-        raise UserError(f"{nodes} nodes, and {ranks} GPUs in all: --gpus counts all of them")
+    if own.nodes and own.nodes > own.gpus:
+        raise UserError(f"{own.nodes} nodes, and {own.gpus} GPUs in all: --gpus counts all of them")
+    each = math.ceil(own.gpus / own.nodes) if own.nodes else NODE
+    nodes = own.nodes if own.nodes and ranks == own.gpus else math.ceil(ranks / each)
     cpu = torch.device("cpu")
     if own.gpu == "cpu":
         process = hardware.held_bytes(cpu)
@@ -162,24 +163,24 @@ def _plan(args: SFTConfig, own: PlanOptions) -> _Plan:
 
     from surefoot.train import hardware
     from surefoot.train.advice import Problem, suggestions
-    from surefoot.train.blueprint import blueprint, draw, read_config
     from surefoot.train.paper import Way, outcome
+    from surefoot.train.sketch import read_config, sizes, sketch
 
     place = _place(own, own.gpus)
     name = str(args.model_name_or_path)
     bf16 = place.cuda or hardware.fast_in_bf16(torch.device("cpu"))
     config = read_config(name, args.model_revision, args.trust_remote_code)
     notes: list[str] = []
-    prints: dict[bool, Blueprint] = {}
+    prints: dict[bool, Sizes] = {}
     if place.cuda and place.flops and place.ranks > 1 and place.link is None:
         notes.append("how fast this card talks to others is not known: communication is left out of tokens/s")
-    drawing = draw(config, args, bf16, name)
-    sample, rows = _rows(args, own, drawing.model, notes)
+    drawn = sketch(config, args, bf16, name)
+    sample, rows = _rows(args, own, drawn.model, notes)
     for peft in (args.use_peft, not args.use_peft):
         wish = args.model_copy(update={"use_peft": peft})
         try:
-            drawn = drawing if peft == args.use_peft else draw(config, wish, bf16, name)
-            prints[peft] = blueprint(drawn, wish, sample, rows.longest, place.cuda)
+            wished = drawn if peft == args.use_peft else sketch(config, wish, bf16, name)
+            prints[peft] = sizes(wished, wish, sample, rows.longest, place.cuda)
         except UserError as error:
             if peft == args.use_peft:
                 raise
@@ -203,9 +204,7 @@ def _plan(args: SFTConfig, own: PlanOptions) -> _Plan:
             prints[args.use_peft], rows, place, mine.way, other, lambda ranks: _place(own, ranks)
         )
         instead = suggestions(problem)
-    parameters = sum(
-        p.numel() for p in drawing.model.parameters() if not args.use_peft or not p.requires_grad
-    )
+    parameters = sum(p.numel() for p in drawn.model.parameters() if not args.use_peft or not p.requires_grad)
     return _Plan(name, parameters, place, rows, outcomes, outcomes.index(mine), instead, notes)
 
 

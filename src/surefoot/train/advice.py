@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from surefoot.train.blueprint import Blueprint
 from surefoot.train.paper import Place, Rows, Way, largest
+from surefoot.train.sketch import Sizes
 
 MOST_RANKS = 4096
 
@@ -15,11 +15,11 @@ MOST_RANKS = 4096
 class Problem:
     """What was asked, and what could be asked instead."""
 
-    found: Blueprint
+    found: Sizes
     rows: Rows
     place: Place
     way: Way
-    lora: Blueprint | None
+    lora: Sizes | None
     """With an adapter; None where that is what was asked, or is not to be had."""
     spread: Callable[[int], Place]
     """The place with so many ranks."""

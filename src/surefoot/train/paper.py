@@ -1,6 +1,6 @@
 """A run on paper: memory of each rank and tokens a second, before there is a machine to measure.
 
-1. A `Blueprint` has what the model takes, `Rows` what the data asks for, `Place` what a rank has.
+1. `Sizes` has what the model takes, `Rows` what the data asks for, `Place` what a rank has.
 2. `memory` adds up a rank's bytes for a way of training: sharded or not, recomputing or not.
 3. `speed` is compute, optimizer traffic and communication; which of them takes longest binds.
 
@@ -20,8 +20,8 @@ import numpy as np
 from surefoot.config import SFTConfig
 from surefoot.data.forest import plant, slots
 from surefoot.data.rows import Example
-from surefoot.train.blueprint import Blueprint
 from surefoot.train.planner import HEAP, MARGIN
+from surefoot.train.sketch import Sizes
 
 MFU = (0.25, 0.45)
 """Share of a card's peak that training computes with: assumed, not measured by us. Well-tuned training of dense
@@ -39,6 +39,8 @@ COLLECTIVES = 1.0e9
 PASSES = 36
 """Bytes an update moves for each trained fp32 weight: gradient written and read for its norm; AdamW reads weight,
 gradient and two moments, and writes weight and moments."""
+SUMMED = 4
+"""Bytes of a weight's gradient between ranks: fp32, also where weights and gradients are bf16."""
 SMALLEST = 512
 """Slots of the smallest micro-batch that is tried; longer rows stand alone."""
 
@@ -162,7 +164,7 @@ class Memory:
         return sum(value for name, value in own.items() if name != "micro_batch_tokens")
 
 
-def memory(found: Blueprint, rows: Rows, place: Place, way: Way, budget: int) -> Memory:
+def memory(found: Sizes, rows: Rows, place: Place, way: Way, budget: int) -> Memory:
     """What a rank holds when micro-batches have at most `budget` slots; the sum is `planner`'s for one rank."""
     pieces = place.ranks if way.shard else 1
     gradients = found.gradients / pieces
@@ -171,8 +173,10 @@ def memory(found: Blueprint, rows: Rows, place: Place, way: Way, budget: int) ->
     copies = float(print_.copies)
     gathered = 0.0
     if pieces > 1:
-        # Two layers: the one at work and the next; a gradient, and its copy on the way to its owners.
-        gathered = found.root + 2 * found.layer + 2 * max(found.layer_gradients, found.root_gradients)
+        # Two layers: the one at work and the next; a gradient, and its copy in fp32 on the way to its owners.
+        copy = SUMMED * found.trained_parameters / max(1, found.gradients)
+        gathered = found.root + 2 * found.layer
+        gathered += (1 + copy) * max(found.layer_gradients, found.root_gradients)
         if way.recompute and not way.peft:  # an adapter's frozen layers are rounded once, and kept
             copies /= max(1, found.layers)
         print_ = replace(print_, end=0)
@@ -203,7 +207,7 @@ def memory(found: Blueprint, rows: Rows, place: Place, way: Way, budget: int) ->
     )
 
 
-def largest(found: Blueprint, rows: Rows, place: Place, way: Way) -> Memory | None:
+def largest(found: Sizes, rows: Rows, place: Place, way: Way) -> Memory | None:
     """With the largest micro-batch that fits, up to a whole step; None if the smallest does not."""
     fitting = None
     for budget in _sizes(rows):
@@ -240,7 +244,7 @@ class Speed:
     """"compute", "optimizer" or "communication"."""
 
 
-def speed(found: Blueprint, rows: Rows, place: Place, way: Way, budget: int) -> Speed | None:
+def speed(found: Sizes, rows: Rows, place: Place, way: Way, budget: int) -> Speed | None:
     """A step's seconds: compute at `MFU` of the peak, `PASSES` over the weights, collectives over the link.
 
     At best, gathering and reducing sharded weights hides behind compute; at worst, nothing hides. None where the
@@ -268,14 +272,15 @@ def speed(found: Blueprint, rows: Rows, place: Place, way: Way, budget: int) -> 
     )
 
 
-def _moved(found: Blueprint, place: Place, way: Way, micro_batches: int) -> float:
+def _moved(found: Sizes, place: Place, way: Way, micro_batches: int) -> float:
     """Bytes that a rank sends in a step, rings being used."""
     others = (place.ranks - 1) / place.ranks
+    gradients = SUMMED * found.trained_parameters
     if not way.shard:
-        return 2 * others * found.gradients
-    # Layers are gathered for the forward and again for the backward pass, the rest once.
+        return 2 * others * gradients
+    # Layers are gathered for the forward and again for the backward pass, the rest once, in the type they have.
     gathered = 2 * (found.weights - found.root) + found.root
-    return others * micro_batches * (gathered + found.gradients)
+    return others * micro_batches * (gathered + gradients)
 
 
 # A whole plan ----------------------------------------------------------------------------------------------
@@ -302,7 +307,7 @@ class Outcome:
         }
 
 
-def outcome(found: Blueprint, rows: Rows, place: Place, way: Way, wanted: int | None = None) -> Outcome:
+def outcome(found: Sizes, rows: Rows, place: Place, way: Way, wanted: int | None = None) -> Outcome:
     """`wanted`: the recipe's micro_batch_tokens."""
     most = largest(found, rows, place, way)
     if most is None:

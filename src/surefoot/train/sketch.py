@@ -1,7 +1,7 @@
 """A model without its weights: built from its config on fake tensors, which have shapes and no memory.
 
 1. `read_config` finds the config of whatever names a model; of a hub model nothing else is fetched.
-2. `draw` builds the model, adapts it, and gives its weights the types that training would.
+2. `sketch` builds the model, adapts it, and gives its weights the types that training would.
 3. `measured` runs training's own forward and backward passes on it, and counts the bytes that would live: the same
    `train.memory.measure` that training asks, so that the two agree.
 
@@ -10,6 +10,7 @@ Alike layers are not all run: bytes grow with their number in a line, and two sh
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ ALIKE = 2
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class Sizes:
     """What a way of training (all weights, or an adapter) takes of memory and work. Bytes, without sharding."""
 
     parameters: int
@@ -91,7 +92,7 @@ def _config(name: str, folder: str, **options: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Sketch:
     """A model on fake tensors."""
 
     model: torch.nn.Module
@@ -99,11 +100,12 @@ class Drawing:
     product_dtype: torch.dtype | None
 
 
-def draw(config: Any, args: SFTConfig, bf16: bool, name: str) -> Drawing:
+def sketch(config: Any, args: SFTConfig, bf16: bool, name: str) -> Sketch:
     """The model that training with `args` would have, without memory for its weights.
 
     `bf16`: the device is fast in it. Raises UserError for what is no causal language model.
     """
+    config = copy.deepcopy(config)  # building a model writes to it, types of weights among that
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     precision = args.precision or ("bf16" if bf16 else "fp32")
     wide = torch.bfloat16 if precision == "pure-bf16" else torch.float32
@@ -137,13 +139,11 @@ def draw(config: Any, args: SFTConfig, bf16: bool, name: str) -> Drawing:
             if buffer is not None:
                 module._buffers[key] = fake(buffer, buffer.dtype)
     model.train()
-    return Drawing(model, mode, None if precision == "fp32" else torch.bfloat16)
+    return Sketch(model, mode, None if precision == "fp32" else torch.bfloat16)
 
 
-def blueprint(
-    drawing: Drawing, args: SFTConfig, sample: Sequence[Example], longest: int, cuda: bool
-) -> Blueprint:
-    """Measure a drawing.
+def sizes(drawn: Sketch, args: SFTConfig, sample: Sequence[Example], longest: int, cuda: bool) -> Sizes:
+    """Measure a sketch.
 
     Args:
         sample: examples such as those of the data; what they say does not matter.
@@ -152,7 +152,7 @@ def blueprint(
 
     Raises UserError for a model whose forward pass depends on what the tokens say.
     """
-    model = drawing.model
+    model = drawn.model
     core, layers = unwrapped(model), decoder_layers(model)
     parameters = list(model.parameters())
     inside = {id(p) for layer in layers for p in layer.parameters()}
@@ -160,7 +160,7 @@ def blueprint(
     by_layer = [list(layer.parameters()) for layer in layers] or [[]]
     head = core.get_input_embeddings().weight
     assert isinstance(head, torch.Tensor)
-    return Blueprint(
+    return Sizes(
         parameters=sum(p.numel() for p in parameters),
         trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         weights=sum(p.nbytes for p in parameters),
@@ -172,7 +172,7 @@ def blueprint(
         root=sum(p.nbytes for p in rest),
         root_gradients=_trained(rest),
         vocabulary=len(head),
-        footprint=measured(drawing, sample, longest, cuda),
+        footprint=measured(drawn, sample, longest, cuda),
         costs=costs(model),
         recomputing=bool(layers),
     )
@@ -185,22 +185,22 @@ def _trained(parameters: Sequence[torch.Tensor]) -> int:
 # Measuring without memory ----------------------------------------------------------------------------------
 
 
-def measured(drawing: Drawing, sample: Sequence[Example], longest: int, cuda: bool) -> Footprint:
-    """`measure` of the drawing as if it had weights."""
-    core = unwrapped(drawing.model)
+def measured(drawn: Sketch, sample: Sequence[Example], longest: int, cuda: bool) -> Footprint:
+    """`measure` of the sketch as if it had weights."""
+    core = unwrapped(drawn.model)
     kind = _OnCuda if cuda else Network
     network = kind(
-        drawing.model,
-        drawing.product_dtype,
-        merged=not noise(drawing.model),
+        drawn.model,
+        drawn.product_dtype,
+        merged=not noise(drawn.model),
         head=head_of(core),
     )
-    layers = decoder_layers(drawing.model)
+    layers = decoder_layers(drawn.model)
     period = _period(core.config.get_text_config(), layers)
 
     def found() -> Footprint:
         try:
-            with warnings.catch_warnings(), drawing.mode, _Knowing():
+            with warnings.catch_warnings(), drawn.mode, _Knowing():
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
                 return measure(network, sample, longest)
         except Exception as error:
