@@ -85,6 +85,9 @@ def _once(argv: Sequence[str], processes: int) -> tuple[int, str]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from surefoot.commands import loopback
+
+    loopback.register()
     logging.getLogger("torch.distributed.elastic").setLevel(
         logging.CRITICAL
     )  # what it has to say is said here
@@ -94,9 +97,9 @@ def _once(argv: Sequence[str], processes: int) -> tuple[int, str]:
             max_nodes=1,
             nproc_per_node=processes,
             run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            rdzv_backend=loopback.NAME,
+            rdzv_endpoint=loopback.ADDRESS,
+            local_addr=loopback.ADDRESS,
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
