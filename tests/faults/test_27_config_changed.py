@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,18 @@ from typing import Any
 import pytest
 
 from surefoot.config import SFTConfig
-from surefoot.train.identity import DECIDING, HASHED, JUDGING, LOOKING, ROUNDING, compare, identity
+from surefoot.runfolder import RunFolder
+from surefoot.train.identity import (
+    DECIDING,
+    HASHED,
+    JUDGING,
+    LOOKING,
+    ROUNDING,
+    Difference,
+    compare,
+    identity,
+)
+from surefoot.train.resume import rows_of_step
 from tests.conftest import write_rows
 from tests.faults.children import Zygote, events
 from tests.faults.conftest import Recipe
@@ -99,6 +111,43 @@ def test_other_ranks_only_round_otherwise() -> None:
     assert found.refused == ()
 
 
+def as_one_process_wrote_it(content: dict[str, Any]) -> dict[str, Any]:
+    """The run.json of a version that knew no ranks."""
+    old = {key: value for key, value in content.items() if key != "step_rows"}
+    new = ("shard", "ddp_timeout", "torch_compile", "activation_offloading")
+    old["config"] = {key: value for key, value in content["config"].items() if key not in new}
+    old["machine"] = {key: content["machine"][key] for key in ("device", "threads")}
+    return old
+
+
+def test_a_run_of_before_there_were_ranks_had_the_rows_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    now = described(**given) | {"step_rows": 6}
+    old = as_one_process_wrote_it(now)
+    for then in (identity(old), {key: value for key, value in identity(old).items() if key != "step_rows"}):
+        assert compare(then, identity(now)) == Difference((), ())
+        assert compare(then, identity(now | {"step_rows": 12})).refused == (
+            "the rows of a step: 6 then, 12 now",
+        )
+    del old["config"]["gradient_accumulation_steps"]
+    refused = compare(identity(old), identity(now)).refused
+    assert refused == ("gradient_accumulation_steps: 1 then, 3 now",)
+
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.events_file.write_text('{"type": "step", "step": 1}\n', encoding="utf-8")
+    run.write_config(as_one_process_wrote_it(now))
+    monkeypatch.setattr("surefoot.train.resume.ranks", lambda: 4)
+    args = SFTConfig(run.path, **given)
+    assert rows_of_step(run, args, "auto") == 6
+    assert rows_of_step(run, args.model_copy(update={"gradient_accumulation_steps": 2}), "auto") == 16
+    for broken in ({}, {"config": 3}, {"config": {}, "step_rows": None}, {"config": None, "step_rows": 6}):
+        run.write_config(broken)
+        assert rows_of_step(run, args, "auto") == 24
+
+
 def test_an_option_that_is_new_was_as_it_is_by_default() -> None:
     before, after = identity(described()), identity(described())
     del before["config"]["overlength"]
@@ -138,6 +187,11 @@ def test_another_run_is_refused_with_all_differences(
     assert done.wait() == 2
     assert "max_steps: 12 then, 13 now" in done.err and "Traceback" not in done.err
     assert tree(run) == before
+    content = json.loads((run / "run.json").read_text("utf-8"))
+    (run / "run.json").write_text(json.dumps(as_one_process_wrote_it(content)), encoding="utf-8")
+    done = zygote.run(["train", recipe(**options)], tmp_path)
+    assert done.wait() == 0, done.err
+    assert "not bitwise" not in done.err and losses(run) == losses(whole)
 
 
 def test_what_only_looks_may_change_and_what_is_hashed_may_move(

@@ -45,6 +45,8 @@ ROUNDING = (
     *("torch_compile", "shard", "use_cpu"),
 )
 """Options that change the order of summation."""
+ALONE = {"ranks": 1, "sharded": False}
+"""The machine of a version that knew one process only."""
 WORDS = {
     "base_model": "the base model's weights",
     "chat_template": "the chat template",
@@ -65,7 +67,8 @@ class Difference:
 
 def identity(described: Mapping[str, Any]) -> dict[str, Any]:
     """What of run.json says which run this is."""
-    found = {key: described[key] for key in ("hashes", "versions", "total_steps", "step_rows")}
+    found = {key: described[key] for key in ("hashes", "versions", "total_steps")}
+    found["step_rows"] = rows_then(described)
     machine = {**described["machine"], "products": described["model"]["products"]}
     config = {key: value for key, value in described["config"].items() if key not in LOOKING}
     if config["eval_strategy"] == "steps" and config["eval_steps"] is None:  # log entries bring evaluations
@@ -77,10 +80,21 @@ def identity(described: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "machine": machine, "config": config, "data": data}
 
 
+def rows_then(described: Mapping[str, Any]) -> int:
+    """Rows of a step of the run that run.json, or an `identity`, is of. Versions that did not write that down knew
+    one process only. Raises KeyError or TypeError when it does not tell."""
+    if "step_rows" in described:
+        return described["step_rows"]
+    config = {**SFTConfig().to_dict(), **described["config"]}
+    return config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+
+
 def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Difference:
-    """Both as `identity` gives them. Raises UserError when `then` is none."""
+    """Both as `identity` gives them, `then` maybe of an older version. Raises UserError when `then` is none."""
     try:
         refused = [*_hashes(then, now), *_data(then, now), *_config(then["config"], now["config"])]
+        if not refused and rows_then(then) != rows_then(now):
+            refused = [f"the rows of a step: {rows_then(then)} then, {rows_then(now)} now"]
         rounding = [*_rounding(then, now)]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -142,6 +156,11 @@ def _decides(config: Mapping[str, Any]) -> bool:
 
 
 def _rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    then = {
+        **then,
+        "config": {**SFTConfig().to_dict(), **then["config"]},
+        "machine": {**ALONE, **then["machine"]},
+    }
     places = [
         ("machine", "device"),
         ("machine", "threads"),

@@ -20,7 +20,7 @@ from surefoot.errors import UserError
 from surefoot.ranks import by_first, most, rank, ranks, told
 from surefoot.runfolder import RunFolder, numbered
 from surefoot.train.checkpoint import quarantine
-from surefoot.train.identity import compare, identity
+from surefoot.train.identity import compare, identity, rows_then
 from surefoot.train.manifest import QUARANTINE, Damaged, manifest_of, state_of, verify
 from surefoot.train.saver import Saver
 
@@ -147,10 +147,12 @@ def rows_of_step(run: RunFolder, args: SFTConfig, resume: bool | str) -> int:
             then = state_of(Path(resume)).get("identity") or {}
         elif resume is not False and not args.overwrite_output_dir and run.begun():
             then = run.config()
-    config, rows = then.get("config"), then.get("step_rows")
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    same = isinstance(config, Mapping) and all(config.get(name) == getattr(args, name) for name in names)
-    return int(most([rows if same and isinstance(rows, int) and rows > 0 else own])[0])
+    with suppress(KeyError, TypeError, AttributeError):
+        rows = rows_then(then)
+        if all(then["config"].get(name) == getattr(args, name) for name in names) and rows > 0:
+            own = rows
+    return int(most([own])[0])
 
 
 def _put_aside(saver: Saver, bad: Path) -> Path:
