@@ -1,4 +1,4 @@
-"""What tests share: no network, and a tiny model in a folder."""
+"""What tests share: no network, a tiny model in a folder, a quick start of the command line."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.cache import cache_folder
 from surefoot.model.load import Loaded, load
 from tests import templates, toys
+from tests.faults.children import Zygote
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +41,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
         yield
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """What starts the command line quickly, one for each worker: importing everything takes seconds, a child from it
+    milliseconds."""
+    with Zygote() as started:
+        yield started
 
 
 QUESTIONS = (

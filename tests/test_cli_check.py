@@ -74,7 +74,7 @@ def test_a_fault_that_training_sees_too_is_exact_by_a_slower_path(
         found = look_at(*args, **kwargs)
         return replace(found, head=replace(found.head, scale=1.01))
 
-    monkeypatch.setattr("surefoot.train.setup.look_at", lying)
+    monkeypatch.setattr("surefoot.train.loading.look_at", lying)
     said = surefoot("check", "--model", tiny_folder, "--data", rows_file, CPU)
     assert said.status == 0
     last = said.out.rstrip().splitlines()[-1]

@@ -104,7 +104,7 @@ def by_drawing(case: Case, folder: Path) -> Network:
     small = prepared(excerpt(drawn).model)
     fill_model(small, CPU)
     network = transferred(look_at(small, tiny.family(3), None), prepared(drawn.model))
-    network = shard(network, init_device_mesh("cpu", (ranks(),)))
+    network = shard(network, mesh=init_device_mesh("cpu", (ranks(),)))
     assert network.device.type == "meta" or case.lora
     return fill(network, CPU)
 

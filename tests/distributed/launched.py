@@ -45,6 +45,7 @@ class Launch:
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
             raise AssertionError(f"took longer than {timeout} s:\n{self.said}") from None
 
     def until(self, holds: Callable[[], bool], timeout: float = 120.0) -> None:

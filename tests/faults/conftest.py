@@ -1,8 +1,8 @@
-"""A tiny model's folder, rows and a recipe; and the process that starts the command line quickly."""
+"""A tiny model's folder, rows and a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,8 @@ import pytest
 import yaml
 
 from tests.conftest import QUESTIONS, write_rows
-from tests.faults.children import Zygote
 
 Recipe = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """One for each worker: importing everything takes seconds, a child from it milliseconds."""
-    with Zygote() as started:
-        yield started
 
 
 @pytest.fixture

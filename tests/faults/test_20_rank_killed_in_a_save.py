@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Any
 
 from surefoot.cli import main
 from surefoot.train.manifest import manifest_of
+from tests.distributed.started import LONGEST_SECONDS, end_the_others, ended, said, start
 from tests.faults.children import Zygote, clock_free, events
 from tests.faults.conftest import Recipe
 
 LAST = 3
-LONGEST_SECONDS = 180.0
 FILE, TEXT = ["create", "write", "write", "sync", "close"], ["create", "write", "sync", "close"]
 FIRST = ["make_folder", *FILE, *FILE, *TEXT, *TEXT, "sync_folder", *TEXT, "sync_folder", "rename"]
 SECOND = [*FILE, *FILE, "sync_folder"]
@@ -36,29 +34,14 @@ class Pair:
 
     def train(self, run: Path, ranks: int = 2, kill: int | None = None, **how: Any) -> list[int]:
         """The exit statuses. `kill`: the rank that is killed in the save of step 2."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = []
-        for rank in range(ranks):
-            env: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-            env |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            more: dict[str, Any] = {"env": {name: str(value) for name, value in env.items()}}
-            if rank == kill:
-                more["patch"] = "tests.faults.patches_ranks:at_operation_of"
-                more["patch_args"] = {"step": 2, **how}
-            children.append(
-                self.zygote.start(["train", self.recipe, "--output_dir", run], self.place, **more)
-            )
+        patch = {"patch": "tests.faults.patches_ranks:at_operation_of", "patch_args": {"step": 2, **how}}
+        patches = {} if kill is None else {kill: patch}
+        children = start(self.zygote, ["train", self.recipe, "--output_dir", run], self.place, ranks, patches)
         if kill is not None:
             children[kill].wait(LONGEST_SECONDS)
-            other, deadline = children[1 - kill], time.monotonic() + 30.0
-            while other.running and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if other.running:  # what a launcher does
-                other.kill()
-        found = [child.wait(LONGEST_SECONDS) for child in children]
-        self.said = "\n".join(child.err for child in children)
+            end_the_others(children)
+        found = ended(children)
+        self.said = said(children)
         return found
 
 
