@@ -222,7 +222,7 @@ def shards_are_what_they_say(tensor: torch.Tensor) -> None:
 
 def main(index: int, count: int, folder: Path) -> None:
     """One of `count` processes; leaves its results in `folder`."""
-    from tests.distributed import slides
+    from tests.distributed import rounded, slides
 
     of_steps, of_slides = (CASES, slides.CASES) if count == 2 else (OF_FOUR, slides.OF_FOUR)
     torch.set_num_threads(1)
@@ -238,5 +238,6 @@ def main(index: int, count: int, folder: Path) -> None:
         save_file(tensors, place.with_name(place.name + ".safetensors"))
     for case in of_slides:
         slides.leave(case, folder / f"slides-{case.name}.{rank()}")
+    rounded.leave(folder)
     dist.barrier()
     dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """One step on several processes (ranks): examples divided, gradients added up, one result.
 
 1. `shard` cuts every weight into rows, one piece a rank (FSDP2): each decoder layer is a unit, all else the root.
+   What autocast would round after gathering is rounded before, and the small rest of such a layer is the root's.
    Or it is left out, and every rank holds all weights.
 2. `micro_batches` divides a step's examples among the ranks. A rank that has nothing left goes on with empty
    micro-batches: gathering weights and reducing gradients takes all ranks, layer by layer.
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
+from transformers.pytorch_utils import Conv1D
 
 from surefoot.data.forest import plant
 from surefoot.data.rows import Example
@@ -53,22 +55,56 @@ def shard(network: Network, place: torch.device | None = None, mesh: DeviceMesh 
     """
     assert network.root is None, "the model is sharded already"
     mesh = mesh or init_device_mesh((place or network.device).type, (ranks(),))
-    root = Root(network.model)
-    for module in [*reversed(decoder_layers(network.model)), root]:  # what is inside of another comes first
-        _unit(module, mesh)
+    root, layers = Root(network.model), decoder_layers(network.model)
+    rounded = [layer for layer in layers if only_multiplies(network, layer)]
+    theirs = {p for layer in layers for p in layer.parameters()}
+    exact = {p for layer in rounded for p in layer.parameters() if p.ndim < 2}
+    _unit(root, mesh, theirs - exact)
+    for layer in reversed(layers):  # what is inside of another comes first
+        taken: set[torch.nn.Parameter] = {p for p in layer.parameters() if isinstance(p, DTensor)}
+        _unit(layer, mesh, taken, network.product_dtype if layer in rounded else None)
     sharded = replace(network, root=root)
     return replace(sharded, head=sharded.present_head)
 
 
-def _unit(module: torch.nn.Module, mesh: DeviceMesh) -> None:
-    """Shard what of `module` is in no other unit yet."""
+def only_multiplies(network: Network, layer: torch.nn.Module) -> bool:
+    """Whether autocast rounds all matrices of this layer before it uses them, and each is used once: then they may
+    be rounded before they are gathered, to the same bits.
+
+    Half the bytes go between the ranks, and no rank keeps copies for the backward pass: what autocast makes is
+    kept, what FSDP2 gathers is let go of and gathered again. So it is for linear layers without adapters. Stacked
+    experts and the like are gathered as they are.
+    """
+    rounds = network.product_dtype
+    if rounds is None or network.model is not network.core:
+        return False
+    matrices = [
+        (type(module), weight)
+        for module in layer.modules()
+        for weight in module.parameters(recurse=False)
+        if weight.ndim > 1
+    ]
+    return len({id(weight) for _, weight in matrices}) == len(matrices) and all(
+        kind in (torch.nn.Linear, Conv1D) and weight.dtype in (torch.float32, rounds)
+        for kind, weight in matrices
+    )
+
+
+def _unit(
+    module: torch.nn.Module,
+    mesh: DeviceMesh,
+    others: set[torch.nn.Parameter],
+    gathered: torch.dtype | None = None,
+) -> None:
+    """Shard what of `module` is not of `others` and in no unit yet; `gathered`: rounded to this type before."""
     types = {p.dtype for p in module.parameters() if p.requires_grad}
-    narrow = any(torch.finfo(dtype).bits < 32 for dtype in types)
+    narrow = gathered is not None or any(torch.finfo(dtype).bits < 32 for dtype in types)
     policy = MixedPrecisionPolicy(
+        param_dtype=gathered,
         reduce_dtype=torch.float32 if narrow else None,  # None: the gradient's own
         cast_forward_inputs=False,
     )
-    unit = fully_shard(module, mesh=mesh, mp_policy=policy)
+    unit = fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=others)
     assert isinstance(unit, FSDPModule)
     unit.set_gradient_divide_factor(1.0)  # the sum over ranks, not their mean
     unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
