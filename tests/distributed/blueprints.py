@@ -201,9 +201,9 @@ def memory(folder: Path, draw: bool) -> dict[str, int]:
     began = _resident("VmRSS")
     with OnHost() as live:
         if draw:
-            network = fill(shard(Network(blueprint(name).model), mesh), CPU)
+            network = fill(shard(Network(blueprint(name).model), mesh=mesh), CPU)
         else:
-            network = shard(Network(load(name).model), mesh)
+            network = shard(Network(load(name).model), mesh=mesh)
     sources.safe_open = safe_open
     own = sum(local(p).nbytes for p in network.model.parameters())
     assert all(isinstance(p, DTensor) for p in network.model.parameters())
