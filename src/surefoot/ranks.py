@@ -9,6 +9,7 @@ All of it works without a process group too: one rank.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -18,9 +19,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from surefoot.errors import StoppedError, UserError
 
@@ -112,9 +115,53 @@ def join(timeout_seconds: float, use_cpu: bool = False) -> None:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: start the processes "
             "with torchrun, or with surefoot train --nproc"
         )
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds) + SLACK
-    )
+    backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_seconds) + SLACK
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agents: Any = TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
+    meeting = PrefixStore(_meeting(agents, own, count, timeout), agents)
+    dist.init_process_group(backend, timeout=timeout, store=meeting, rank=own, world_size=count)
+
+
+def _meeting(agents: Any, own: int, count: int, timeout: timedelta) -> str:
+    """A name that these processes have in common, and no others before them.
+
+    torchrun keeps one store over all restarts. What processes that are gone have left there (where they listened)
+    would be read for that of the ones of now, if these are later. So rank 0 asks those whose marks it finds, anew
+    when one changes, until all have answered: who is gone does not.
+    """
+    mark, deadline, at = uuid4().hex, time.monotonic() + timeout.total_seconds(), "surefoot/meeting/"
+    marks = [f"{at}mark/{one}" for one in range(count)]
+    name, asked = "", []
+
+    def there() -> bool:
+        nonlocal name, asked
+        if own == 0:
+            if not agents.check(marks):
+                return False
+            found = [text.decode() for text in agents.multi_get(marks)]
+            if found != asked:
+                name, asked = uuid4().hex, found
+                agents.set(f"{at}asked", json.dumps([name, asked]))
+            if not agents.check([f"{at}{name}/{one}" for one in range(1, count)]):
+                return False
+            agents.set(f"{at}{name}/all", "")
+            return True
+        if not agents.check([f"{at}asked"]):
+            return False
+        name, asked = json.loads(agents.get(f"{at}asked"))
+        if mark not in asked:
+            return False
+        agents.set(f"{at}{name}/{own}", "")
+        return agents.check([f"{at}{name}/all"])
+
+    agents.set(marks[own], mark)
+    if not poll(there, gone=lambda: time.monotonic() > deadline):
+        raise StoppedError(f"rank {own} of {count} has waited {timeout.total_seconds():g} s for the others")
+    return f"surefoot/{name}"
 
 
 @cache
@@ -136,7 +183,7 @@ def leave() -> None:
 def store(purpose: str) -> Any:
     """A `torch.distributed.Store` that all ranks can write to and look up, under names of `purpose`, through a
     connection of its own."""
-    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+    from torch.distributed.distributed_c10d import _get_default_store
 
     whole: Any = _get_default_store()
     return PrefixStore(f"surefoot/{purpose}", whole.clone())
