@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from shutil import which
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from surefoot import SFTConfig
+from surefoot import SFTConfig, SFTTrainer
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.network import Network, look_at
 from surefoot.train.compiling import compile_layers, compile_seconds
@@ -126,3 +127,19 @@ def test_by_inductor() -> None:
     got_loss, got = step(compile_layers(network))
     assert got_loss == pytest.approx(loss, rel=1e-5)
     assert off(got, exact) <= 1.1 * off(want, exact)
+
+
+def test_a_run_says_once_how_long_compiling_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "surefoot.train.loading.compile_layers", lambda network: compile_layers(network, "eager")
+    )
+    args = SFTConfig(tmp_path / "run", torch_compile=True, use_cpu=True, precision="fp32", max_steps=2)
+    rows = tiny.rows(tiny.examples([(5, 4), (9, 12), (1, 3)]))
+    one = SFTTrainer(tiny.model("llama", torch.float32), args, rows, processing_class=tiny.tokenizer())
+    one.train()
+    said = [line for line in capfd.readouterr().err.splitlines() if "compiling took" in line]
+    assert len(said) == 1
+    assert said[0].startswith("step 1 of 2:  note: compiling took ")
+    assert not any(event.get("kind") == "compiled" for event in one.run.events())

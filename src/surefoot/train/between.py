@@ -18,6 +18,7 @@ from surefoot.config import SFTConfig
 from surefoot.data.dataset import Dataset
 from surefoot.errors import UserError
 from surefoot.events import (
+    AlertEvent,
     EndEvent,
     Event,
     StartEvent,
@@ -31,6 +32,7 @@ from surefoot.ranks import local_rank, most, rank, ranks
 from surefoot.runfolder import RunFolder
 from surefoot.train import hardware
 from surefoot.train.callbacks import Callbacks
+from surefoot.train.compiling import compile_seconds
 from surefoot.train.evaluate import probabilities, tokenise_watch
 from surefoot.train.interrupt import Stopped, StopRequest
 from surefoot.train.judging import Judge
@@ -65,6 +67,7 @@ class Between:
         self.callbacks, self.total_steps, self.steps_per_epoch = callbacks, total_steps, steps_per_epoch
         self.step_rows = step_rows
         self._peak, self._worked = peak_flops(network.device), (0.0, 0.0)
+        self._compiled = network.compiled
         self.stop = StopRequest()
         renderer = make_renderer(network.model, tokenizer, args)
         self.watched = [tokenise_watch(watch, renderer) for watch in args.watch]
@@ -178,6 +181,10 @@ class Between:
         self.progress.last_loss = found.loss
         state.global_step, state.epoch = done.step, done.epoch
         self.emit(done)
+        if self._compiled and self.bar is not None:  # not in the log, which does not tell of a second start
+            told = f"compiling took {compile_seconds():.0f} s of the time so far"
+            self.bar(AlertEvent(step=done.step, kind="compiled", message=told))
+        self._compiled = False
         if done.step == 1 and args.save_strategy != "no":
             self.keeping.optimizers.state()  # what of an optimizer of the user's own cannot be kept is said early
         self.microscope.tell(self.emit)
