@@ -15,6 +15,8 @@ from surefoot.cards import card
 from surefoot.config import SFTConfig
 from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.flops import Costs, costs
+from surefoot.model.network import Network
+from surefoot.train.distributed import only_multiplies
 from surefoot.train.paper import LINK_REACHED, MFU, NODE
 from surefoot.train.recompute import decoder_layers
 
@@ -64,9 +66,9 @@ class Shape:
 
     name: str
     layers: int
-    """Bytes of the decoder layers' weights, as they are held."""
+    """Bytes of the decoder layers' weights, as they are gathered."""
     rest: int
-    """Of all other weights."""
+    """Of all other weights, and those that go with them."""
     trained: int
     """Weights that train, fp32."""
     costs: Costs
@@ -108,12 +110,18 @@ def shapes() -> list[Shape]:
                 if peft:
                     model = adapt(model, lora_config(SFTConfig(use_peft=True)))
             trained = [p for p in model.parameters() if p.requires_grad]
-            layers = sum(_bytes(p) for layer in decoder_layers(model) for p in layer.parameters())
+            network = Network(model, torch.bfloat16)
+            of_layers = [p for layer in decoder_layers(model) for p in layer.parameters()]
+            layers = sum(map(_bytes, of_layers))
+            rest = sum(map(_bytes, model.parameters())) - layers
+            if all(only_multiplies(network, layer) for layer in decoder_layers(model)):
+                layers = sum(2 * p.numel() for p in of_layers if p.ndim > 1)
+                rest += sum(_bytes(p) for p in of_layers if p.ndim < 2)
             found.append(
                 Shape(
                     f"{name}, {'LoRA' if peft else 'all weights'}",
                     layers,
-                    sum(_bytes(p) for p in model.parameters()) - layers,
+                    rest,
                     sum(p.numel() for p in trained),
                     costs(model),
                 )
