@@ -1,6 +1,6 @@
 """Compiled layers with sharded weights: the steps of layers that are not compiled, within rounding.
 
-Half a minute on two cores: `aot_eager` is needed, since what it keeps for the backward pass is what FSDP2 lets go of.
+Half a minute on two cores: it takes `aot_eager`, which keeps for the backward pass what FSDP2 lets go of.
 """
 
 from __future__ import annotations
