@@ -1,5 +1,6 @@
 # make demo   set everything up and fine-tune the embedded model on the fifty state capitals
 # make test   set everything up and run the tests
+# make slow   run the tests that make test leaves out: launchers, two machines, each architecture over ranks (minutes)
 # make soak   kill runs a thousand times, and see that each ends with the bits of one that was not (minutes)
 # make fuzz   feed what reads hostile files with anything at all, two minutes each (needs atheris)
 # make check  lint and types
@@ -11,13 +12,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := --no-deps --require-hashes -r
 
-.PHONY: demo test soak fuzz check lock clean
+.PHONY: demo test slow soak fuzz check lock clean
 
 demo: $(VENV)/main.done
 	$(BIN)/python examples/capitals/demo.py
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+slow: $(VENV)/dev.done
+	$(BIN)/python -m pytest -n 1 -m slow
 
 soak: $(VENV)/dev.done
 	$(BIN)/python -m tests.faults.soak --kills 1000

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+import yaml
 
 from surefoot.cli import main
 from surefoot.config import SFTConfig
@@ -45,8 +46,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
-    """What starts the command line quickly, one for each worker: importing everything takes seconds, a child from it
-    milliseconds."""
+    """What starts the command line quickly, one for each worker: importing takes seconds, a child milliseconds."""
     with Zygote() as started:
         yield started
 
@@ -119,6 +119,31 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for asked, said in QUESTIONS
     ]
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
+
+
+def write_recipe(place: Path, model: Path, name: str = "recipe.yaml", **options: Any) -> Path:
+    """A recipe, and its rows: twelve steps of two rows each, of a tiny model, in fp32 on the CPU, into the folder
+    `run`."""
+    data = place / "rows.jsonl"
+    if not data.exists():
+        write_rows(data, [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4)
+    plain = {
+        "model_name_or_path": str(model),
+        "dataset_name": str(data),
+        "output_dir": str(place / "run"),
+        "max_steps": 12,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 2,
+        "save_steps": 3,
+        "tensors_every": 0,
+        "precision": "fp32",
+        "use_cpu": True,
+        "seed": 7,
+    }
+    path = place / name
+    path.write_text(yaml.safe_dump(plain | options), encoding="utf-8")
+    return path
 
 
 @dataclass(frozen=True)

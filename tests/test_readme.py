@@ -46,7 +46,7 @@ def test_the_commands_run_in_order(
     text = "".join(blocks("sh")).replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.startswith("surefoot ")]
     known = {"preview", "train", "evaluate", "compare", "chat", "worst", "report", "explain"}
-    known |= {"checkpoints", "verify"}
+    known |= {"checkpoints", "verify", "plan"}
     assert {shlex.split(line)[1] for line in lines} == known
     for line in lines:
         words = shlex.split(line)[1:]

@@ -1,8 +1,7 @@
-"""Real launches of the command line on several processes, and what came of them."""
+"""Real launches of the command line on several processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,14 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests.conftest import QUESTIONS, write_rows
-from tests.faults.children import events, last_step
-
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
-ROWS = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
 
 Words = tuple[str, ...]
 Environment = Mapping[str, str]
@@ -101,78 +94,3 @@ def run(place: Path, *argv: Any, status: int = 0, launcher: Words = (), env: Env
     launch = start(place, *argv, launcher=launcher, env=env)
     assert launch.wait() == status, launch.said
     return launch
-
-
-def write_recipe(place: Path, model: Path, **options: Any) -> Path:
-    """Twelve steps of four rows, in fp32 on the CPU."""
-    write_rows(place / "rows.jsonl", ROWS)
-    plain = {
-        "model_name_or_path": str(model),
-        "dataset_name": "rows.jsonl",
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "cosine",
-        "logging_steps": 2,
-        "save_steps": 3,
-        "tensors_every": 4,
-        "precision": "fp32",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 7,
-    }
-    path = place / "recipe.yaml"
-    path.write_text(yaml.safe_dump(plain | options), encoding="utf-8")
-    return path
-
-
-DIVIDED = ("slots", "micro_batches", "lost_share")
-"""What depends on how a step's examples were divided; the share of updates that rounding ate is a count of weights
-that a last bit may tip."""
-
-
-def alike(one: Path, other: Path, tolerance: float) -> None:
-    """The same events, numbers to `tolerance`, but for clocks, memory, and `DIVIDED`."""
-    first, second = (_plain(events(run)) for run in (one, other))
-    assert [(e["type"], e["step"]) for e in first] == [(e["type"], e["step"]) for e in second]
-    for a, b in zip(first, second, strict=True):
-        _compare(a, b, tolerance, f"{a['type']} of step {a['step']}")
-
-
-def _plain(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clock = ("time", "memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes", "notes", "path")
-    late = sorted((r for r in records if r["type"] == "checkpoint"), key=lambda r: r["step"])
-    rest = [r for r in records if r["type"] != "checkpoint"]
-    return [
-        {
-            key: value
-            for key, value in record.items()
-            if key not in clock + DIVIDED and not key.endswith(("_seconds", "_per_second", "_bytes"))
-        }
-        for record in [*rest, *late]
-    ]
-
-
-def _compare(a: Any, b: Any, tolerance: float, where: str) -> None:
-    assert type(a) is type(b), (where, a, b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            _compare(a[key], b[key], tolerance, f"{where}: {key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            _compare(x, y, tolerance, f"{where}[{number}]")
-    elif isinstance(a, float):
-        assert abs(a - b) <= tolerance * max(abs(a), abs(b), 1e-9), (where, a, b)
-    else:
-        assert a == b, where
-
-
-def at_step(folder: Path, step: int) -> bool:
-    return last_step(folder) >= step
-
-
-def resumed(folder: Path) -> list[int]:
-    """The steps after which the run went on."""
-    return [one["step"] for one in json.loads((folder / "run.json").read_text("utf-8")).get("resumed", [])]

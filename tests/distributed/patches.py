@@ -1,4 +1,4 @@
-"""What a launched process does before the command, when a test asks for it (SUREFOOT_TEST_PATCH)."""
+"""What one of several ranks does before the command, when a test asks for it."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def other_seed() -> None:
         return plain(args.model_copy(update={"seed": seed}), *more, **how)
 
     train._train = other
+
+
+def elsewhere(place: str) -> None:
+    """The rank stands on another disk."""
+    os.chdir(place)

@@ -21,7 +21,12 @@ def start(
         port = free.getsockname()[1]
     found = []
     for rank in range(count):
-        env: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        env: dict[str, Any] = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+        }
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
         told = {name: str(value) for name, value in env.items()} if count > 1 else {}
         found.append(zygote.start(argv, cwd, env=told, **(patches or {}).get(rank, {})))

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from surefoot.commands import loopback
-from tests.distributed.launched import Launch, at_step, start, write_recipe
+from tests.conftest import write_recipe
+from tests.distributed.compared import at_step
+from tests.distributed.launched import Launch, start
 
 PROC = Path("/proc")
 pytestmark = pytest.mark.skipif(not (PROC / "net/tcp").exists(), reason="needs Linux's /proc")
@@ -52,7 +54,7 @@ def test_nothing_listens_for_other_machines(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    write_recipe(tmp_path, tiny_folder, per_device_train_batch_size=2, tensors_every=0, shard="full")
+    write_recipe(tmp_path, tiny_folder, shard="full")
     launch = start(
         tmp_path, "recipe.yaml", "--output_dir", "run", "--nproc", 2,
         env={"SUREFOOT_TEST_PATCH": "tests.distributed.patches:slow_steps"},

@@ -20,6 +20,7 @@ from tests.faults.children import ROOT, clock_free, events
 pytest.importorskip("ray.train.torch", reason="Ray is not installed (the extra `ray`)", exc_type=ImportError)
 
 SECONDS = 300.0
+pytestmark = pytest.mark.slow
 WORKER = re.compile(r"pid=(\d+)\) world_rank=1,")
 
 

@@ -24,6 +24,7 @@ from tests.conftest import QUESTIONS, write_rows
 from tests.faults.children import ROOT, clock_free, events
 
 SECONDS = 240.0
+pytestmark = pytest.mark.slow
 CABLE = """
 set -e
 hostname first

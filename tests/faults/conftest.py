@@ -1,4 +1,4 @@
-"""A tiny model's folder, rows and a recipe."""
+"""A recipe of a tiny run."""
 
 from __future__ import annotations
 
@@ -7,39 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.conftest import QUESTIONS, write_rows
+from tests.conftest import write_recipe
 
 Recipe = Callable[..., Path]
 
 
 @pytest.fixture
 def recipe(tiny_folder: Path, tmp_path: Path) -> Recipe:
-    """Writes recipe.yaml into the test's folder: twelve steps of two rows each, of a tiny model,
-    into the run folder `run`; keyword arguments change or add options."""
-    rows = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
+    """Writes recipe.yaml (or `name`) into the test's folder; keyword arguments change or add options."""
 
     def write(name: str = "recipe.yaml", **options: Any) -> Path:
-        data = tmp_path / "rows.jsonl"
-        if not data.exists():
-            write_rows(data, rows)
-        plain = {
-            "model_name_or_path": str(tiny_folder),
-            "dataset_name": str(data),
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 12,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-2,
-            "logging_steps": 2,
-            "save_steps": 3,
-            "tensors_every": 0,
-            "precision": "fp32",
-            "use_cpu": True,
-            "seed": 7,
-        }
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(plain | options), encoding="utf-8")
-        return path
+        return write_recipe(tmp_path, tiny_folder, name, **options)
 
     return write

@@ -29,7 +29,7 @@ class Pair:
     def __init__(self, zygote: Zygote, recipe: Recipe, place: Path) -> None:
         self.zygote, self.place = zygote, place
         self.recipe = recipe(
-            per_device_train_batch_size=1, max_steps=LAST, save_steps=1, shard="full", ddp_timeout=10
+            per_device_train_batch_size=1, max_steps=LAST, save_steps=1, shard="full", ddp_timeout=3
         )
 
     def train(self, run: Path, ranks: int = 2, kill: int | None = None, **how: Any) -> list[int]:

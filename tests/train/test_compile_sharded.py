@@ -17,6 +17,7 @@ OFF = 2e-2
 """Of losses and norms: what is compiled rounds to bf16 in other places."""
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_steps_compiled(tmp_path: Path) -> None:
     mp.spawn(compiled_ranks.main, (tmp_path,), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     found = json.loads((tmp_path / "result.json").read_text())
