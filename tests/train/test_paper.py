@@ -202,6 +202,7 @@ FOUND = Sizes(
     vocabulary=50,
     footprint=PRINT,
     costs=Costs(6e6, 100.0, 1e5, 2e6, 30.0, ((None, 1.0),)),
+    rounded=False,
     recomputing=True,
 )
 DATA = Rows(mean=100, deviation=50, longest=400, share=0.5, step_rows=16)
@@ -237,6 +238,32 @@ def test_sharding_divides_what_lasts_and_gathers_two_layers() -> None:
         cut.activations,
     )
     assert cut.total == sum(parts)
+
+
+def test_what_is_rounded_before_it_is_gathered_is_half_and_leaves_no_copies() -> None:
+    way, rounded = Way(False, True, False), replace(FOUND, rounded=True)
+    cut = memory(rounded, DATA, GPUS, way, 1024)
+    assert cut.gathered == 1_600_000 + 2 * 600_000 + 2 * 1_600_000
+    assert cut.copies == 0
+    assert memory(rounded, DATA, GPUS, Way(False, False, False), 1024).copies == 1_500_000
+    found = speed(rounded, DATA, GPUS, way, 1600)
+    assert found is not None
+    assert found.communication[1] == pytest.approx(0.75 * (2_400_000 + 1_600_000 + 4_000_000) / 0.5e10)
+
+
+@pytest.mark.parametrize(
+    ("how", "rounded"),
+    [
+        ({}, False),
+        ({"precision": "bf16"}, True),
+        ({"precision": "pure-bf16"}, False),
+        ({"precision": "bf16", "use_peft": True, "lora_target_modules": "all-linear"}, False),
+    ],
+)
+def test_linear_layers_held_in_fp32_are_rounded_for_bf16_products(how: dict[str, Any], rounded: bool) -> None:
+    args = SFTConfig(**how)
+    found = sizes(sketch(of("llama"), args, False, "x"), args, ROWS, 60, cuda=False)
+    assert found.rounded == rounded
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:

@@ -175,9 +175,11 @@ def memory(found: Sizes, rows: Rows, place: Place, way: Way, budget: int) -> Mem
     if pieces > 1:
         # Two layers: the one at work and the next; a gradient, and its copy in fp32 on the way to its owners.
         copy = SUMMED * found.trained_parameters / max(1, found.gradients)
-        gathered = found.root + 2 * found.layer
+        gathered = found.root + 2 * (found.layer / 2 if found.rounded else found.layer)
         gathered += (1 + copy) * max(found.layer_gradients, found.root_gradients)
-        if way.recompute and not way.peft:  # an adapter's frozen layers are rounded once, and kept
+        if found.rounded:
+            copies = 0.0
+        elif way.recompute and not way.peft:  # an adapter's frozen layers are rounded once, and kept
             copies /= max(1, found.layers)
         print_ = replace(print_, end=0)
     if place.cuda:  # there a whole chunk of logits is in fp32 at once, twice
@@ -278,8 +280,10 @@ def _moved(found: Sizes, place: Place, way: Way, micro_batches: int) -> float:
     gradients = SUMMED * found.trained_parameters
     if not way.shard:
         return 2 * others * gradients
-    # Layers are gathered for the forward and again for the backward pass, the rest once, in the type they have.
-    gathered = 2 * (found.weights - found.root) + found.root
+    # Layers are gathered for the forward and again for the backward pass, in bf16 where they are rounded before;
+    # the rest once, in the type it has.
+    layers = found.weights - found.root
+    gathered = found.root + (layers if found.rounded else 2 * layers)
     return others * micro_batches * (gathered + gradients)
 
 

@@ -35,6 +35,7 @@ from surefoot.model.gguf_header import alone, check_gguf
 from surefoot.model.hub import snapshot
 from surefoot.model.load import locate
 from surefoot.model.network import Network, head_of, noise, unwrapped
+from surefoot.train.distributed import only_multiplies
 from surefoot.train.memory import Footprint, measure
 from surefoot.train.optim import build
 from surefoot.train.recompute import decoder_layers
@@ -64,6 +65,8 @@ class Sizes:
     vocabulary: int
     footprint: Footprint
     costs: Costs
+    rounded: bool
+    """Whether sharded layers are gathered in bf16, and no copies of them are kept (`only_multiplies`)."""
     recomputing: bool
     """Whether its layers can recompute their activations."""
 
@@ -174,8 +177,14 @@ def sizes(drawn: Sketch, args: SFTConfig, sample: Sequence[Example], longest: in
         vocabulary=len(head),
         footprint=measured(drawn, sample, longest, cuda),
         costs=costs(model),
+        rounded=_rounded(Network(model, drawn.product_dtype), layers),
         recomputing=bool(layers),
     )
+
+
+def _rounded(network: Network, layers: Sequence[torch.nn.Module]) -> bool:
+    wide = all(p.dtype == torch.float32 for layer in layers for p in layer.parameters())
+    return wide and all(only_multiplies(network, layer) for layer in layers)
 
 
 def _trained(parameters: Sequence[torch.Tensor]) -> int:
