@@ -85,6 +85,7 @@ SMALLER = {"8": "2", "first:29500": "localhost:0"}
 """What of the commands is made smaller: this machine has two cores, and is one."""
 
 
+@pytest.mark.slow
 def test_the_commands_start_the_same_recipe_in_two_processes(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
