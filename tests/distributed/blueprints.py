@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -226,13 +222,8 @@ def _resident(what: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(what))
 
 
-def main(index: int, count: int, folder: Path) -> None:
-    """One of `count` processes; leaves its results in `folder`."""
-    torch.set_num_threads(1)
-    if "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", meeting, rank=index, world_size=count, timeout=timedelta(seconds=60))
+def main(folder: Path) -> None:
+    """One of several processes; leaves its results in `folder`."""
     for case in CASES:
         said, tensors = train(case, folder, by_drawing)
         if rank() == 0:
@@ -242,5 +233,3 @@ def main(index: int, count: int, folder: Path) -> None:
             )
     said = {"drawn": memory(folder, True), "loaded": memory(folder, False)}
     (folder / f"memory.{rank()}.json").write_text(json.dumps(said))
-    dist.barrier()
-    dist.destroy_process_group()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -294,28 +291,15 @@ def leave_results(folder: Path) -> dict[str, Any]:
 # The processes --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def met(index: int, count: int, folder: Path) -> Iterator[None]:
-    torch.set_num_threads(1)
-    if "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = f"file://{folder / f'store-{count}'}"
-    dist.init_process_group("gloo", meeting, rank=index, world_size=count, timeout=timedelta(seconds=60))
-    yield
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def main(index: int, count: int, folder: Path) -> None:
+def main(folder: Path) -> None:
     """One of two processes that train and save, or of more that load."""
-    with met(index, count, folder):
-        found: dict[str, Any] = {}
-        for case in CASES:
-            with case.arithmetic:
-                leave = leave_trained if count == 2 else leave_loaded
-                found[case.name] = leave(case, folder / case.name)
-        if count == 2:
-            found["faults"] = leave_faults(folder)
-            found["refusals"] = leave_refusals(folder)
-            found["results"] = leave_results(folder)
-        (folder / f"said-{count}.{rank()}.json").write_text(json.dumps(found))
+    found: dict[str, Any] = {}
+    for case in CASES:
+        with case.arithmetic:
+            leave = leave_trained if ranks() == 2 else leave_loaded
+            found[case.name] = leave(case, folder / case.name)
+    if ranks() == 2:
+        found["faults"] = leave_faults(folder)
+        found["refusals"] = leave_refusals(folder)
+        found["results"] = leave_results(folder)
+    (folder / f"said-{ranks()}.{rank()}.json").write_text(json.dumps(found))

@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
 
-from tests.distributed import ranks
+from tests.distributed.started import spawn
+from tests.faults.children import Zygote
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
     """The folder where they leave the results of all cases."""
-    return _results(2, tmp_path_factory.mktemp("ranks"))
+    return _results(zygote, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="session")
-def four_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four_processes(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
     """The same of four of them and fewer cases."""
-    return _results(4, tmp_path_factory.mktemp("four"))
+    return _results(zygote, 4, tmp_path_factory.mktemp("four"))
 
 
-def _results(count: int, folder: Path) -> Path:
-    mp.spawn(ranks.main, (count, folder), nprocs=count)  # pyright: ignore[reportPrivateImportUsage]
+def _results(zygote: Zygote, count: int, folder: Path) -> Path:
+    spawn(zygote, "tests.distributed.ranks:main", count, folder)
     return folder

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
@@ -220,16 +216,11 @@ def shards_are_what_they_say(tensor: torch.Tensor) -> None:
     assert torch.equal(rows(tensor, some), full[some])
 
 
-def main(index: int, count: int, folder: Path) -> None:
-    """One of `count` processes; leaves its results in `folder`."""
+def main(folder: Path) -> None:
+    """One of two processes, or of four; leaves its results in `folder`."""
     from tests.distributed import rounded, slides
 
-    of_steps, of_slides = (CASES, slides.CASES) if count == 2 else (OF_FOUR, slides.OF_FOUR)
-    torch.set_num_threads(1)
-    if "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", meeting, rank=index, world_size=count, timeout=timedelta(seconds=60))
+    of_steps, of_slides = (CASES, slides.CASES) if ranks() == 2 else (OF_FOUR, slides.OF_FOUR)
     for case in of_steps:
         with case.arithmetic:
             said, tensors = train(case)
@@ -239,5 +230,3 @@ def main(index: int, count: int, folder: Path) -> None:
     for case in of_slides:
         slides.leave(case, folder / f"slides-{case.name}.{rank()}")
     rounded.leave(folder)
-    dist.barrier()
-    dist.destroy_process_group()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +61,41 @@ def end_the_others(children: list[Child], patience: float = 30.0) -> None:
             time.sleep(0.02)
         if child.running:
             child.kill()
+
+
+# A function on several ranks --------------------------------------------------------------------------------
+
+
+def spawn(zygote: Zygote, function: str, count: int, folder: Path) -> None:
+    """Call "module:function" with `folder` on ranks that have met; where one fails, all end, and it is said."""
+    members = [
+        zygote.call("tests.distributed.started:member", [function, index, count, str(folder)], folder)
+        for index in range(count)
+    ]
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while any(child.running for child in members) and time.monotonic() < deadline:
+        if any(zygote.status(child.pid, 0.0) for child in members):
+            break
+        time.sleep(0.02)
+    failed = [(index, zygote.status(child.pid, 0.0)) for index, child in enumerate(members)]
+    for child in members:
+        if child.running:
+            child.kill()
+        zygote.status(child.pid, 30.0)
+    assert not any(status != 0 for _, status in failed), f"rank, status: {failed}\n{said(members)}"
+
+
+def member(function: str, index: int, count: int, folder: str) -> None:
+    """In a child: meet the others by a file, do it, and part."""
+    import torch.distributed as dist
+
+    from surefoot import ranks
+
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    meeting = f"file://{Path(folder) / f'store-{count}'}"
+    dist.init_process_group("gloo", meeting, rank=index, world_size=count, timeout=timedelta(seconds=60))
+    module, _, name = function.partition(":")
+    getattr(import_module(module), name)(Path(folder))
+    dist.barrier()
+    ranks.leave()

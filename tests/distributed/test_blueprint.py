@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import transformers as tf
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.distributed import blueprints
 from tests.distributed.blueprints import ARCHITECTURES, CASES, LARGE, Case, by_loading, train
+from tests.distributed.started import spawn
+from tests.faults.children import Zygote
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
     """Where the models are, and what two processes have left of them."""
     folder = tmp_path_factory.mktemp("blueprints")
     for architecture in ARCHITECTURES:
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     large = tf.LlamaForCausalLM(tf.LlamaConfig(**LARGE))
     large.to(torch.bfloat16).save_pretrained(folder / "large", max_shard_size="6MB")
     tiny.tokenizer().save_pretrained(folder / "large")
-    mp.spawn(blueprints.main, (2, folder), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    spawn(zygote, "tests.distributed.blueprints:main", 2, folder)
     return folder
 
 

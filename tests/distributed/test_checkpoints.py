@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,10 +18,11 @@ from surefoot.model.load import load as load_model
 from surefoot.runfolder import RunFolder
 from surefoot.train.manifest import INDEX, Damaged, manifest_of, piece_name, verify
 from tests import tiny
-from tests.distributed import checkpoints
 from tests.distributed.checkpoints import AT, CASES, loaded, path_of, said_of, save, trained
 from tests.distributed.failing import FAULTS
 from tests.distributed.ranks import Case
+from tests.distributed.started import spawn
+from tests.faults.children import Zygote
 
 COMMITTED = ("lost once on 1", "manifest lost once", "no memory on 1", "deaf 1")
 REASONS = {
@@ -42,11 +42,11 @@ def tolerance(case: Case) -> float:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
     """What two processes have left, and four that went on from it."""
     folder = tmp_path_factory.mktemp("saved")
     for count in (2, 4):
-        mp.spawn(checkpoints.main, (count, folder), nprocs=count)  # pyright: ignore[reportPrivateImportUsage]
+        spawn(zygote, "tests.distributed.checkpoints:main", count, folder)
     return folder
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.multiprocessing as mp
 
 from surefoot.data.dataset import read
 from surefoot.data.render import Renderer
 from surefoot.data.sharing import runs
 from surefoot.data.sources import open_source
 from tests.conftest import write_rows
-from tests.distributed import readings
 from tests.distributed.readings import BAD, ROWS, SLOW_SECONDS, TOKENIZER
+from tests.distributed.started import spawn
+from tests.faults.children import Zygote
 
 HOST = socket.gethostname()
 
@@ -28,12 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
+def found(folder: Path, zygote: Zygote) -> list[dict[str, Any]]:
     """What the two ranks got."""
     (folder / "tmp").mkdir()
     for name, rows in (("rows", ROWS), ("bad", BAD), ("own-0", ROWS), ("own-1", ROWS[:-1])):
         write_rows(folder / f"{name}.jsonl", rows)
-    mp.spawn(readings.main, (2, folder), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    spawn(zygote, "tests.distributed.readings:main", 2, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

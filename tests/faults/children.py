@@ -49,9 +49,16 @@ class Zygote:
         `more`: `env`, `group` (a process group of its own), `patch` ("module:function", called in the child before
         the command) and `patch_args`; `stdout`, `stderr` (paths).
         """
+        return self._start({"argv": [str(word) for word in argv]}, cwd, **more)
+
+    def call(self, function: str, args: list[Any], cwd: Path, **more: Any) -> Child:
+        """Call "module:function" with `args` that JSON can hold; what it returns is the exit status (None: 0)."""
+        return self._start({"call": function, "args": args}, cwd, **more)
+
+    def _start(self, what: dict[str, Any], cwd: Path, **more: Any) -> Child:
         number = next(_numbers)
         files = {name: str(more.pop(name, cwd / f".{name}-{number}")) for name in ("stdout", "stderr")}
-        request = {"argv": [str(word) for word in argv], "cwd": str(cwd), **files, **more}
+        request = {**what, "cwd": str(cwd), **files, **more}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         while "pid" not in (found := self._read(60.0)):

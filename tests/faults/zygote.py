@@ -1,4 +1,5 @@
-"""The command line in processes of their own, as often as a test likes: forked from one that has all imported.
+"""The command line, or a function, in processes of their own, as often as a test likes: forked from one that has
+all imported.
 
 `python -m tests.faults.zygote` reads a JSON request a line from stdin and answers each with the child's pid; when a
 child has ended, with its pid and status. It computes nothing itself and has one thread, so that it can be forked.
@@ -16,7 +17,7 @@ from typing import Any
 
 IMPORTED = (
     *("surefoot.train.trainer", "surefoot.commands.train", "surefoot.data.sources", "peft"),
-    *("transformers.models.llama.modeling_llama", "numpy.ma", "numpy.ctypeslib"),
+    *("transformers.models.llama.modeling_llama", "numpy.ma", "numpy.ctypeslib", "tests.tiny"),
 )
 
 
@@ -80,9 +81,13 @@ def fork(request: dict[str, Any]) -> int:
         if request.get("patch"):
             module, _, function = request["patch"].partition(":")
             getattr(import_module(module), function)(**request.get("patch_args", {}))
-        from surefoot.cli import main
+        if request.get("call"):
+            module, _, function = request["call"].partition(":")
+            status = getattr(import_module(module), function)(*request["args"]) or 0
+        else:
+            from surefoot.cli import main
 
-        status = main(request["argv"])
+            status = main(request["argv"])
     except SystemExit as done:  # argparse's --help
         status = int(done.code or 0)
     except BaseException:
