@@ -241,6 +241,7 @@ def toy(folder: Path, model: Path, steps: int = 3) -> Prepared:
     return read(folder)
 
 
+@pytest.mark.slow
 def test_our_side_runs_in_turns(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,6 +421,7 @@ def test_trl_is_tried_fastest_first() -> None:
     assert ways[-1] == {**ways[-1], "micro_batch": 1, "gradient_checkpointing": True}
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_runs_at_toy_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,8 @@ def test_the_commands_run_in_order(
     assert {shlex.split(line)[1] for line in lines} == known
     for line in lines:
         words = shlex.split(line)[1:]
+        if "--nproc" in words:
+            continue  # the test after this one
         if words[0] == "train":
             words += ["--max_steps", "3"]
         if words[0] == "evaluate":
@@ -60,6 +62,14 @@ def test_the_commands_run_in_order(
     assert "the slope promised" in said
     for page in (folder / "step.html", folder / "runs" / "readme-cli" / "report.html"):
         assert page.stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_the_command_for_two_processes_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (line,) = [line for line in "".join(blocks("sh")).splitlines() if "--nproc" in line]
+    assert main([*shlex.split(line)[1:], "--max_steps", "3"]) == 0
+    assert (folder / "runs" / "readme-two" / "model" / "model.safetensors").is_file()
 
 
 def test_the_make_targets_it_names_exist() -> None:

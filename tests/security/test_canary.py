@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from surefoot.credentials import without_credentials
+from tests.faults.children import Zygote
 
 SECRETS = {
     "HF_TOKEN": "hf_canaryAAAAtoken",
@@ -24,13 +25,16 @@ IN_URL = "canaryGGGG"
 URL = f"https://user:{IN_URL}@127.0.0.1:9/rows.jsonl?token={IN_URL}"
 
 
+OWN = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def surefoot(*words: object, place: Path) -> subprocess.CompletedProcess[str]:
-    own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(place / "cache")}
+    """In a process of its own, which finds the secrets when it starts."""
     return subprocess.run(
         [sys.executable, "-m", "surefoot", *map(str, words)],
         capture_output=True,
         text=True,
-        env={**os.environ, **own, **SECRETS},
+        env={**os.environ, **OWN, "XDG_CACHE_HOME": str(place / "cache"), **SECRETS},
         cwd=place,
         timeout=100,
         check=False,
@@ -91,12 +95,13 @@ def test_secrets_of_the_environment_are_in_no_file(options: tuple[object, ...], 
     ["--dataset_name", "--eval_dataset_name", "--model_name_or_path", "--chat_template_path", "--run_name"],
 )
 def test_a_secret_in_a_url_is_in_no_file_of_the_run(
-    option: str, options: tuple[object, ...], tmp_path: Path
+    option: str, options: tuple[object, ...], zygote: Zygote, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "notes.txt").touch()
-    surefoot("train", *options, option, URL, "--output_dir", run, place=tmp_path)
+    env = {**OWN, "XDG_CACHE_HOME": str(tmp_path / "cache"), **SECRETS}
+    zygote.run(["train", *options, option, URL, "--output_dir", run], tmp_path, env=env).wait()
     assert canaries(run) == []
 
 

@@ -129,6 +129,7 @@ def test_by_inductor() -> None:
     assert off(got, exact) <= 1.1 * off(want, exact)
 
 
+@pytest.mark.slow
 def test_a_run_says_once_how_long_compiling_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

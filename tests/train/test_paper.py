@@ -91,6 +91,7 @@ def test_what_is_counted_without_weights_is_what_is_counted_with_them(
     assert all(p.untyped_storage().device.type == "meta" for p in drawn.model.parameters())
 
 
+@pytest.mark.slow
 def test_many_alike_layers_are_told_from_few(monkeypatch: pytest.MonkeyPatch) -> None:
     args = SFTConfig()
     drawn = sketch(of("llama", layers=20), args, True, "x")
