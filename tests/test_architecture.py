@@ -102,7 +102,7 @@ ORDER = [
     ],
     ["report.terminal"],
     ["commands.options", "commands.outlived", "commands.loopback"],
-    ["commands.launch"],
+    ["commands.launch", "commands.recipe"],
     ["commands.answers"],
     ["commands.train", "commands.evaluate", "commands.chat", "commands.compare", "commands.preview"],
     ["commands.check", "commands.explain", "commands.report", "commands.worst", "commands.plan"],

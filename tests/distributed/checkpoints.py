@@ -18,7 +18,6 @@ from surefoot import SFTConfig
 from surefoot.errors import StoppedError, UserError
 from surefoot.events import Event
 from surefoot.model import save as model_save
-from surefoot.model.adapters import adapt, lora_config
 from surefoot.model.network import Network, look_at
 from surefoot.ranks import rank, ranks
 from surefoot.runfolder import RunFolder
@@ -36,7 +35,7 @@ from surefoot.train.step import losses, update
 from surefoot.train.storage import Storage
 from tests import tiny
 from tests.distributed.failing import FAULTS, FULL, Failing, TooLarge, hearing_no_verdict, raising
-from tests.distributed.ranks import BUDGET, Case, steps, whole
+from tests.distributed.ranks import BUDGET, Case, model_of, steps, whole
 
 CASES = [
     Case("llama_tied", "adamw_torch"),
@@ -53,16 +52,7 @@ AT = 2
 
 
 def prepared(case: Case, sharded: bool) -> tuple[Network, Optimizers]:
-    net: torch.nn.Module = tiny.model(case.architecture)
-    args = SFTConfig(
-        optim=case.optim, optim_args=case.optim_args, learning_rate=1e-2, weight_decay=0.1, lora_r=1
-    )
-    if case.lora:
-        net = adapt(net, lora_config(args)).double()
-        with torch.no_grad():  # PEFT begins with zeros, behind which there is no gradient
-            for parameter in net.parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
+    net, args = model_of(case, 0.1)
     network = look_at(net, steps()[0], None)
     network = shard(network) if sharded else network
     optimizers = build(net, args)

@@ -89,8 +89,8 @@ def steps() -> list[list[Example]]:
     ]
 
 
-def prepared(case: Case) -> tuple[Network, Optimizers]:
-    """The case's model, the same on all processes, sharded if there are several and it says so; its optimizer."""
+def model_of(case: Case, spread: float) -> tuple[torch.nn.Module, SFTConfig]:
+    """The case's model, the same on all processes, and how it is trained. `spread`: of an adapter's weights."""
     net: torch.nn.Module = tiny.model(case.architecture)
     args = SFTConfig(
         optim=case.optim, optim_args=case.optim_args, learning_rate=1e-2, weight_decay=0.1, lora_r=1
@@ -100,7 +100,13 @@ def prepared(case: Case) -> tuple[Network, Optimizers]:
         with torch.no_grad():  # PEFT begins with zeros, behind which there is no gradient
             for parameter in net.parameters():
                 if parameter.requires_grad:
-                    parameter.copy_(0.03 * torch.randn(parameter.shape, dtype=parameter.dtype))
+                    parameter.copy_(spread * torch.randn(parameter.shape, dtype=parameter.dtype))
+    return net, args
+
+
+def prepared(case: Case) -> tuple[Network, Optimizers]:
+    """The case's model, sharded if there are several processes and it says so; its optimizer."""
+    net, args = model_of(case, 0.03)
     if case.bias:
         net.lm_head.bias = torch.nn.Parameter(torch.randn(tiny.VOCABULARY, dtype=torch.float64))  # type: ignore[union-attr]
     network = look_at(net, steps()[0], None)

@@ -127,7 +127,10 @@ def test_a_real_process_too(recipe: Recipe, tmp_path: Path) -> None:
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60)
+        try:
+            _, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert child.returncode == 130, said
     assert "Go on with:\n  surefoot train " in said and "Traceback" not in said
     assert len(steps_left(tmp_path / "run")) == 1

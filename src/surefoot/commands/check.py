@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from surefoot.commands.options import parse, plainly_said
+from surefoot.commands.options import plainly_said
+from surefoot.commands.recipe import RecipeOptions, parse_recipe
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError
-from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
-from surefoot.recipes import read_recipe
-from surefoot.validation import checked
 
 if TYPE_CHECKING:
     from surefoot.train.selfcheck import Verdict
@@ -24,15 +22,9 @@ READ = 1_000
 """Rows of the data to choose from."""
 
 
-class CheckOptions(BaseModel):
+class CheckOptions(RecipeOptions):
     """What `surefoot check` takes beside the options of training."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    model: str | None = None
-    """Short for model_name_or_path."""
-    data: str | None = None
-    """Short for dataset_name."""
     rows: int = Field(4, gt=0)
     """Rows of the step that is compared whole, one row at a time, and split in two."""
 
@@ -43,24 +35,14 @@ class _Flags(CheckOptions, SFTConfig):
 
 def run(argv: list[str]) -> int:
     """Parse, compare, print. 0: the path that training takes is exact; 1: it is not."""
-    parsed = parse(
+    own, options, as_json = parse_recipe(
         _Flags,
+        CheckOptions,
         argv,
         prog="surefoot check",
         about="Compare loss and gradient of training's fast path with the plain reference, on this model and some "
-        "of these rows. Nothing is trained or written. Options as in surefoot train.",
-        positional={"recipe": ("?", "YAML file of options")},
-        also_known=[*SUPERSEDED, *REFUSED, *TRANSLATED],
+        "of these rows. Nothing is trained or written.",
     )
-    given = {name: parsed.options.pop(name) for name in CheckOptions.model_fields if name in parsed.options}
-    own = checked(CheckOptions, given)
-    recipe = parsed.positional["recipe"]
-    options: dict[str, Any] = read_recipe(recipe) if recipe else {}
-    if TRANSLATED & set(parsed.options):
-        options.pop("precision", None)
-    options.update(parsed.options)
-    options.update({"model_name_or_path": own.model} if own.model else {})
-    options.update({"dataset_name": own.data} if own.data else {})
     if "model_name_or_path" not in options or "dataset_name" not in options:
         raise UserError("surefoot check --model MODEL --data FILE, or a recipe that names both")
     with plainly_said():
@@ -68,7 +50,7 @@ def run(argv: list[str]) -> int:
         verdict, refusal = _check(args, own.rows)
     exact = verdict.exact and not verdict.refused and refusal is None
     conclusion = _conclusion(verdict, refusal)
-    if parsed.json:
+    if as_json:
         found = {"model": args.model_name_or_path, "data": args.dataset_name, **verdict.to_dict()}
         print(json.dumps({**found, "exact": exact, "conclusion": conclusion}))
     else:

@@ -8,17 +8,15 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from surefoot.cards import CARDS, card
-from surefoot.commands.options import parse, plainly_said
+from surefoot.commands.options import plainly_said
+from surefoot.commands.recipe import RecipeOptions, parse_recipe
 from surefoot.config import SFTConfig
 from surefoot.errors import UserError, nearest
-from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
-from surefoot.recipes import read_recipe
-from surefoot.validation import checked
 
 if TYPE_CHECKING:
     from surefoot.train.paper import Outcome, Place, Rows
@@ -28,15 +26,9 @@ READ = 1_000
 """Rows of the data whose lengths are looked at."""
 
 
-class PlanOptions(BaseModel):
+class PlanOptions(RecipeOptions):
     """What `surefoot plan` takes beside the options of training."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    model: str | None = None
-    """Short for model_name_or_path."""
-    data: str | None = None
-    """Short for dataset_name."""
     gpu: str | None = None
     """Card by name (h100, a100, l4, ...), or cpu for processes on this machine. Default: this machine's GPU."""
     gpus: int = Field(1, gt=0)
@@ -74,31 +66,21 @@ class _Plan:
 
 def run(argv: list[str]) -> int:
     """Parse, count, print. 0: the recipe's way fits; 1: it does not."""
-    parsed = parse(
+    own, options, as_json = parse_recipe(
         _Flags,
+        PlanOptions,
         argv,
         prog="surefoot plan",
         about="Memory of each rank and expected tokens a second of a recipe, before anything is rented. Reads the "
-        "model's config and the rows; no weights are read, nothing is trained. Options as in surefoot train.",
-        positional={"recipe": ("?", "YAML file of options")},
-        also_known=[*SUPERSEDED, *REFUSED, *TRANSLATED],
+        "model's config and the rows; no weights are read, nothing is trained.",
     )
-    given = {name: parsed.options.pop(name) for name in PlanOptions.model_fields if name in parsed.options}
-    own = checked(PlanOptions, given)
-    recipe = parsed.positional["recipe"]
-    options: dict[str, Any] = read_recipe(recipe) if recipe else {}
-    if TRANSLATED & set(parsed.options):
-        options.pop("precision", None)
-    options.update(parsed.options)
-    options.update({"model_name_or_path": own.model} if own.model else {})
-    options.update({"dataset_name": own.data} if own.data else {})
     if "model_name_or_path" not in options or not (own.lengths or "dataset_name" in options):
         raise UserError(
             "surefoot plan --model MODEL --data FILE, or a recipe that names both; without rows, --lengths MEAN,MAX"
         )
     with plainly_said():
         plan = _plan(SFTConfig(**options), own)
-    if parsed.json:
+    if as_json:
         print(json.dumps(_as_dict(plan)))
     else:
         _print(plan)
