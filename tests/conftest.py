@@ -30,7 +30,6 @@ from surefoot.model.load import Loaded, load
 from tests import templates, toys
 from tests.faults.children import Zygote
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what it starts in the background, and our children would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
