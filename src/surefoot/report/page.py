@@ -1,7 +1,7 @@
 """Slides and runs as one self-contained HTML file: scripts, styles and numbers inside, nothing from the network.
 
 1. The numbers become JSON in a data block, arrays as base64 of float32.
-2. The scripts and styles of assets/ are put together.
+2. The scripts (ES modules, which the dashboard serves as they are) and styles of assets/ are put together.
 3. A content policy allows exactly these, by their hashes, and no connection at all.
 
 Texts of rows are never trusted: they reach the page through JSON and `textContent` only.
@@ -41,11 +41,16 @@ SCRIPTS = (
     "lines.js",
     "table.js",
     "tokens.js",
+    "parts.js",
     "forward.js",
     "update.js",
+    "slide.js",
     "run.js",
+    "around.js",
     "page.js",
 )
+"""In an order in which each stands after what it imports."""
+IMPORT, EXPORT = re.compile(r"^import .*;\n", re.M), re.compile(r"^export ", re.M)
 MOST_TEXT = 400
 """Characters of a row's text."""
 WORST = 30
@@ -190,7 +195,8 @@ def _assets() -> tuple[str, str]:
         return (folder / name).read_text(encoding="utf-8").strip()
 
     style = read("vendor/uPlot.min.css") + "\n" + read("page.css")
-    scripts = "\n".join(read(f"js/{name}") for name in SCRIPTS)
+    # One file has no modules to import from: all of them stand in one scope, where a test keeps names apart.
+    scripts = "\n".join(EXPORT.sub("", IMPORT.sub("", read(f"js/{name}"))) for name in SCRIPTS)
     script = f'{read("vendor/uPlot.iife.min.js")}\n(() => {{\n"use strict";\n{scripts}\nstart();\n}})();'
     assert "</script" not in script.lower() and "</style" not in style.lower()
     return style, script

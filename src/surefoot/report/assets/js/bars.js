@@ -1,10 +1,13 @@
 // Horizontal bars, one row an item, one bar a series: predictions, errors, layers.
 
+import { extent, fmt, num, power, ticks } from "./dom.js";
+import { FONT, STRONG, clipped, colour, mountCanvas, toggle } from "./figure.js";
+
 /**
  * data: {items: [{label, strong, values: [..], colours: [..]?, note?}], series: [{name, colour}]}
  * options: label, unit (number → text), log, logarithmic (whether it can be), head
  */
-function drawBars(host, data, options) {
+export function drawBars(host, data, options) {
   const { items, series } = data;
   const unit = options.unit || fmt;
   const thick = series.length > 1 ? 9 : 15;

@@ -1,7 +1,7 @@
 // Elements, numbers and texts. Nothing of the data is ever parsed as HTML: text goes in as text.
 
 /** An element: el("p", {class: "note", onclick: f}, "text", child, ...). Absent children are left out. */
-function el(tag, props, ...children) {
+export function el(tag, props, ...children) {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(props || {})) {
     if (value === undefined || value === null || value === false) continue;
@@ -22,19 +22,19 @@ function append(node, children) {
 }
 
 /** A number of the data: those that are not finite are written as words, absent ones are null. */
-function num(value) {
+export function num(value) {
   return value === null || value === undefined ? NaN : Number(value);
 }
 
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
-function power(exponent) {
+export function power(exponent) {
   const digits = String(Math.abs(exponent)).replace(/\d/g, (d) => SUPERSCRIPT[d]);
   return (exponent < 0 ? "⁻" : "") + digits;
 }
 
 /** Four significant digits; very small and very large numbers with a power of ten; whole numbers as 134,515,008. */
-function fmt(value, digits = 4) {
+export function fmt(value, digits = 4) {
   const x = num(value);
   if (Number.isNaN(x)) return value === null || value === undefined ? "–" : "NaN";
   if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
@@ -55,7 +55,7 @@ function grouped(size) {
 }
 
 /** A share in percent, always: tiny ones with a power of ten, those close to 1 are not rounded to it. */
-function pct(value) {
+export function pct(value) {
   const x = num(value);
   if (!Number.isFinite(x)) return fmt(value);
   if (x > 0.9999 && x < 1 - 1e-6) return "> 99.99 %";
@@ -63,22 +63,22 @@ function pct(value) {
 }
 
 /** A difference of two shares, in percentage points. */
-function points(value) {
+export function points(value) {
   const x = num(value);
   return `${x > 0 ? "+" : ""}${fmt(x * 100, Math.abs(x) >= 0.1 ? 3 : 2)}`;
 }
 
 /** Lines of text as sentences begin. Symbols (p, g, θ), names with signs in them and paths stay as they are. */
-function capital(text) {
+export function capital(text) {
   return String(text).replace(/^(?:a(?= )|[a-z](?=[a-z]+([\s,;-]|$)))/gm, (letter) => letter.toUpperCase());
 }
 
-function signed(value) {
+export function signed(value) {
   return (num(value) > 0 ? "+" : "") + fmt(value);
 }
 
 /** A token as it can be read: white space and characters that have no picture are spelled out. */
-function shown(text) {
+export function shown(text) {
   if (text === "") return "∅";
   return text
     .replace(/\r?\n/g, "↵")
@@ -89,14 +89,14 @@ function shown(text) {
 }
 
 /** The numbers of a packed array. */
-function unpacked(packed) {
+export function unpacked(packed) {
   if (!packed) return null;
   const bytes = Uint8Array.from(atob(packed.f4), (c) => c.charCodeAt(0));
   return { shape: packed.shape, values: new Float32Array(bytes.buffer) };
 }
 
 /** Round steps between low and high, about `count` of them. */
-function ticks(low, high, count) {
+export function ticks(low, high, count) {
   if (!(high > low)) return [low];
   const rough = (high - low) / Math.max(1, count);
   const unit = 10 ** Math.floor(Math.log10(rough));
@@ -108,7 +108,7 @@ function ticks(low, high, count) {
   return out;
 }
 
-function extent(values) {
+export function extent(values) {
   let low = Infinity;
   let high = -Infinity;
   for (const value of values) {

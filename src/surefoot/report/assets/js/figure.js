@@ -1,10 +1,12 @@
 // A figure: a drawing, its read-out, its tools, and the same numbers as a table for those who cannot see it.
 
+import { el, fmt } from "./dom.js";
+
 const figures = new Set();
 const colours = new Map();
 
 /** Colours of the theme in force, by name: "before" is --before. */
-function colour(name) {
+export function colour(name) {
   if (!colours.has(name)) {
     // expensive: the browser brings all styles up to date
     colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || name);
@@ -13,7 +15,7 @@ function colour(name) {
 }
 
 /** Draw every figure again: the theme or the print has changed. */
-function redraw() {
+export function redraw() {
   colours.clear();
   for (const figure of figures) {
     if (figure.root.isConnected) figure.draw();
@@ -34,7 +36,7 @@ function numbersTable(content) {
 }
 
 /** A toggle of a figure's tools: pressed or not. */
-function toggle(text, pressed, change) {
+export function toggle(text, pressed, change) {
   const button = el("button", { type: "button", class: "tool", "aria-pressed": String(pressed) }, text);
   button.addEventListener("click", () => {
     pressed = !pressed;
@@ -45,7 +47,7 @@ function toggle(text, pressed, change) {
 }
 
 /** The frame of a figure. `table()` gives {caption, head, rows}: the very numbers that are drawn, made when asked for. */
-function frame(host, { label, table, tools = [], legend = [] }) {
+export function frame(host, { label, table, tools = [], legend = [] }) {
   const numbers = el("div", { class: "numbers", tabindex: "0", role: "region", "aria-label": `Numbers of: ${label}` });
   const box = el("div", { class: "plot" });
   const tip = el("div", { class: "tip", hidden: true });
@@ -75,7 +77,7 @@ function frame(host, { label, table, tools = [], legend = [] }) {
 }
 
 /** Show lines of text beside a point of the figure. */
-function tell(figure, lines, x, y) {
+export function tell(figure, lines, x, y) {
   const { tip, box } = figure;
   if (!lines) {
     tip.hidden = true;
@@ -93,7 +95,7 @@ function tell(figure, lines, x, y) {
  * hit(x, y) → {lines, x, y} or null; count and at(i) → point, to walk through it with the arrow keys;
  * zoom(x0, x1) and reset() for dragging and the double click; keys(event) → handled.
  */
-function mountCanvas(host, spec) {
+export function mountCanvas(host, spec) {
   const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": `${spec.label}. ${spec.help || "Arrow keys read the values; the button Numbers shows them as a table."}` });
   const figure = frame(host, spec);
   const { box } = figure;
@@ -186,23 +188,23 @@ function mountCanvas(host, spec) {
   return figure;
 }
 
-const FONT = '12px ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
-const STRONG = `600 ${FONT}`;
+export const FONT = '12px ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
+export const STRONG = `600 ${FONT}`;
 
 /** Text cut to a width, with an ellipsis. */
-function clipped(g, text, width) {
+export function clipped(g, text, width) {
   if (g.measureText(text).width <= width) return text;
   let short = text;
   while (short && g.measureText(`${short}…`).width > width) short = short.slice(0, -1);
   return `${short}…`;
 }
 
-function mixed(hex, alpha) {
+export function mixed(hex, alpha) {
   const [r, g, b] = rgb(hex);
   return `rgba(${r},${g},${b},${alpha})`;
 }
 
-function rgb(hex) {
+export function rgb(hex) {
   const value = parseInt(hex.slice(1), 16);
   return [value >> 16, (value >> 8) & 255, value & 255];
 }
@@ -210,7 +212,7 @@ function rgb(hex) {
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"].map(rgb);
 
 /** viridis at 0..1: equally far apart to the eye, also for colour-blind people. */
-function viridis(t) {
+export function viridis(t) {
   const x = Math.max(0, Math.min(1, t)) * (VIRIDIS.length - 1);
   const i = Math.min(VIRIDIS.length - 2, Math.floor(x));
   const mix = VIRIDIS[i].map((from, k) => Math.round(from + (VIRIDIS[i + 1][k] - from) * (x - i)));
@@ -218,7 +220,7 @@ function viridis(t) {
 }
 
 /** Blue for below zero, orange for above, the page's own colour at zero; t in −1..1. */
-function diverging(t, ends) {
+export function diverging(t, ends) {
   const [low, zero, high] = ends;
   const to = t < 0 ? low : high;
   const share = Math.min(1, Math.abs(t)) ** 0.5;

@@ -1,37 +1,15 @@
 // Panels 0 to 4 and 9: what the model was shown, what it predicted, what was off, and what it predicts now.
 
-/** A panel: a section with a title, one plain sentence of what it shows, and a body to fill. */
-function panel(host, id, title, caption) {
-  const body = el("div", { class: "body" });
-  host.append(el("section", { class: "panel", id, "aria-labelledby": `${id}-title` },
-    el("h2", { id: `${id}-title` }, title),
-    el("p", { class: "caption" }, caption),
-    body));
-  return body;
-}
+import { drawBars } from "./bars.js";
+import { capital, el, fmt, num, pct, points, power, shown, signed, unpacked } from "./dom.js";
+import { toggle } from "./figure.js";
+import { drawHistogram } from "./histogram.js";
+import { arrow, note, tiles } from "./parts.js";
+import { drawStrips } from "./strips.js";
+import { drawTable } from "./table.js";
+import { drawTokens } from "./tokens.js";
 
-/** Numbers worth a large print: [[name, value, remark], ..]. */
-function tiles(host, list) {
-  const kept = list.filter(Boolean);
-  host.append(el("dl", { class: kept.length > 5 ? "tiles many" : "tiles" }, kept.map(([name, value, remark]) =>
-    el("div", {}, el("dt", {}, capital(name)), el("dd", {}, printed(value)), remark && el("dd", { class: "remark" }, capital(remark))))));
-}
-
-/** "before → after" in one line where it can be: what was, small; what is, large. */
-function printed(value) {
-  const [was, is] = String(value).split(" → ");
-  return is === undefined ? value : [el("span", { class: "was" }, `${was} →`), " ", el("span", { class: "is" }, is)];
-}
-
-function note(host, ...text) {
-  host.append(el("p", { class: "note" }, ...text));
-}
-
-function arrow(before, after, text) {
-  return after === null || after === undefined ? text(before) : `${text(before)} → ${text(after)}`;
-}
-
-function drawHeadline(host, slide, tag) {
+export function drawHeadline(host, slide, tag) {
   const body = el("section", { class: "headline", id: "headline", "aria-label": `Step ${slide.step}, opened` });
   host.append(body);
   body.append(el("p", { class: "eyebrow" }, `One update, opened · step ${slide.step} · ${slide.model}`),
@@ -61,7 +39,7 @@ function positionOf(slide, example, k) {
   return slide.positions.findIndex((p) => p.where === example.where && p.index === k && token && p.target_id === token.id);
 }
 
-function drawBatch(body, slide, state) {
+export function drawBatch(body, slide, state) {
   const { batch } = slide;
   const some = batch.examples.length;
   // The last token of an example is only ever a target: it need not go through the model.
@@ -106,7 +84,7 @@ function drawBatch(body, slide, state) {
   fill();
 }
 
-function choosePosition(body, slide, state) {
+export function choosePosition(body, slide, state) {
   const select = el("select", { id: "position", onchange: (event) => state.pick(Number(event.target.value)) },
     slide.positions.map((p, i) => el("option", { value: String(i) }, `${i + 1}. after “${shown(p.token)}” → “${shown(p.target)}” · p ${pct(Math.exp(-num(p.loss_before)))} · ${p.where}`)));
   const step = (by) => () => state.pick((state.position + by + slide.positions.length) % slide.positions.length);
@@ -127,7 +105,7 @@ function named(candidate) {
   return `${shown(candidate.token)}${candidate.is_target ? " ●" : candidate.is_watched ? " ◦" : ""}`;
 }
 
-function drawPrediction(body, position) {
+export function drawPrediction(body, position) {
   const after = position.loss_after !== null;
   tiles(body, [
     ["should have said", shown(position.target), `after “${shown(position.token)}”`],
@@ -156,7 +134,7 @@ function drawPrediction(body, position) {
   note(body, `All other ${fmt(position.rest.tokens)} tokens together: p ${arrow(position.rest.p_before, position.rest.p_after, pct)}.`);
 }
 
-function drawErrors(body, position) {
+export function drawErrors(body, position) {
   const lead = leading(position, 12);
   const others = position.candidates.filter((c) => !lead.includes(c)).reduce((sum, c) => sum + num(c.error), num(position.rest.error));
   const place = el("div");
@@ -179,7 +157,7 @@ function drawErrors(body, position) {
     `w = ${fmt(position.weight)} is this token's weight in the step's mean.`);
 }
 
-function drawHeadRows(body, position, data) {
+export function drawHeadRows(body, position, data) {
   const { head } = data.slide;
   const array = (name) => name && unpacked(data.arrays[name]);
   if (head.unknown) note(body, `The head's formula is not known: ${head.unknown}.`);
@@ -223,7 +201,7 @@ function rowsTable(body, rows, caption) {
   ], rows.map((row) => ({ ...row, name: shown(row.token) })), { caption, first: 10 });
 }
 
-function drawHeadOfStep(body, head) {
+export function drawHeadOfStep(body, head) {
   rowsTable(body, head.rows, "Rows of the step's tokens and of the watched ones, for the whole step");
   rowsTable(body, head.top_rows, "The ten rows of the largest gradient");
   if (head.norms) {
@@ -233,11 +211,11 @@ function drawHeadOfStep(body, head) {
   }
 }
 
-function tenTo(exponent) {
+export function tenTo(exponent) {
   return Number.isInteger(exponent) ? `10${power(exponent)}` : fmt(10 ** exponent, 2);
 }
 
-function drawAfter(body, position) {
+export function drawAfter(body, position) {
   if (position.loss_after === null) {
     note(body, "The prediction after the update was not recorded.");
     return;
@@ -262,7 +240,7 @@ function drawAfter(body, position) {
   if (parts) note(body, "Head alone: the new head on the old hidden state. Body alone: the old head on the new hidden state.");
 }
 
-function drawWatched(body, slide) {
+export function drawWatched(body, slide) {
   if (!slide.watched.length) return;
   const after = slide.watched.some((w) => w.p_after !== null);
   drawBars(body, {

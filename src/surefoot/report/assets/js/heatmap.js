@@ -1,10 +1,13 @@
 // A grid of numbers as colours (viridis): layer × step, or a map of altitudes with contour lines.
 
+import { extent, fmt, num, ticks } from "./dom.js";
+import { FONT, clipped, colour, mountCanvas, toggle, viridis } from "./figure.js";
+
 /**
  * data: {x: [..], y: [labels or numbers], z: [[..] for each y]}
  * options: label, axis, unit, log, contours, path: [[x, y], ..], top (true: the first row is drawn at the top)
  */
-function drawHeatmap(host, data, options) {
+export function drawHeatmap(host, data, options) {
   const { x, y, z } = data;
   const unit = options.unit || ((x) => fmt(x, 3));
   const box = { left: 60, right: 74, top: 6, bottom: 38 };

@@ -1,10 +1,13 @@
 // Histograms over shared edges, laid over each other; counts may be negative (a difference).
 
+import { extent, fmt, ticks } from "./dom.js";
+import { clipped, colour, mixed, mountCanvas, toggle } from "./figure.js";
+
 /**
  * data: {edges: [..], series: [{name, colour, counts}]}
  * options: label, axis (what x is), tick (number → text of the x axis), log, stepped
  */
-function drawHistogram(host, data, options) {
+export function drawHistogram(host, data, options) {
   const { edges, series } = data;
   const bins = edges.length - 1;
   const tick = options.tick || fmt;

@@ -1,10 +1,13 @@
 // Curves, by uPlot: hover to read, drag to zoom, double click to see all, log scale.
 
+import { el, fmt, num } from "./dom.js";
+import { FONT, colour, frame, mixed, tell, toggle } from "./figure.js";
+
 /**
  * data: {x: [..], series: [{name, colour, values, points, dash, wide, pale}]}
  * options: label, axis, unit, log, logarithmic, height, low, high
  */
-function drawLines(host, data, options) {
+export function drawLines(host, data, options) {
   const unit = options.unit || fmt;
   const { x, series } = data;
   let log = Boolean(options.log);
@@ -116,7 +119,7 @@ function drawLines(host, data, options) {
 }
 
 /** Several curves with their own x put on one x: {x, series}. */
-function aligned(curves) {
+export function aligned(curves) {
   const x = [...new Set(curves.flatMap((curve) => curve.x))].sort((a, b) => a - b);
   const place = new Map(x.map((value, i) => [value, i]));
   const series = curves.map((curve) => {

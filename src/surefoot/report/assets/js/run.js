@@ -1,6 +1,12 @@
 // A run: curves, watched prompts, layer × step, worst rows, ledger, events.
 
-function drawRun(host, run) {
+import { capital, el, fmt, num, pct, shown } from "./dom.js";
+import { drawHeatmap } from "./heatmap.js";
+import { aligned, drawLines } from "./lines.js";
+import { arrow, note, panel, tiles } from "./parts.js";
+import { breakable, drawTable } from "./table.js";
+
+export function drawRun(host, run) {
   const { steps } = run;
   const ends = run.events.filter((e) => e.type === "end");
   const last = steps.step[steps.step.length - 1];

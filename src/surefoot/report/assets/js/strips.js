@@ -1,5 +1,8 @@
 // Vectors as strips of colour: blue below zero, orange above, deeper by the square root of the size. A pixel that holds several entries shows the largest.
 
+import { fmt } from "./dom.js";
+import { FONT, STRONG, clipped, colour, diverging, mountCanvas, rgb, toggle } from "./figure.js";
+
 /** Below this part of the largest entry of all rows, a row on the shared scale has no colour to speak of. */
 const FAINT = 1e-3;
 
@@ -7,7 +10,7 @@ const FAINT = 1e-3;
  * data: {rows: [{label, strong, values: Float32Array, note}]}
  * options: label, shared (one scale for all rows; else each its own)
  */
-function drawStrips(host, data, options) {
+export function drawStrips(host, data, options) {
   const { rows } = data;
   const tall = options.tall || 26;
   const gap = 8;

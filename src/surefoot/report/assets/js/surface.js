@@ -1,7 +1,10 @@
 // The same altitudes as a landscape that can be turned.
 
+import { extent, fmt, num } from "./dom.js";
+import { colour, mountCanvas, viridis } from "./figure.js";
+
 /** data: {x: [..], y: [..], z: [[..]]}; options: label, path: [[x index, y index], ..] */
-function drawSurface(host, data, options) {
+export function drawSurface(host, data, options) {
   const { x, y, z } = data;
   const [low, high] = extent(z.flat().map(num));
   let yaw = 0.55;

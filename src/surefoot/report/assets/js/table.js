@@ -1,7 +1,9 @@
 // A table that sorts by a click on its head and shows a first part until asked for all.
 
+import { capital, el, fmt, num } from "./dom.js";
+
 /** A long name or path, which may break after its dots and slashes. */
-function breakable(value) {
+export function breakable(value) {
   const parts = typeof value === "string" ? value.split(/(?<=[./])(?=.)/) : [value];
   return parts.length < 3 ? value : parts.flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
 }
@@ -10,7 +12,7 @@ function breakable(value) {
  * columns: [{key, label, text (value → text), number, title}]
  * options: caption, first, sort, find, stack (on a phone, cells below one another)
  */
-function drawTable(host, columns, rows, options = {}) {
+export function drawTable(host, columns, rows, options = {}) {
   let by = options.sort || null;
   let falling = options.falling !== false;
   let all = false;

@@ -1,7 +1,9 @@
 // The tokens of an example as a strip of text: prompt grey, learned tokens coloured by −log p.
 
+import { el, fmt, num, pct, shown } from "./dom.js";
+
 /** tokens: [{text, id, loss, loss_after}]; options: after (which loss colours), chosen, pick(k), has(k) for the kth target */
-function drawTokens(host, tokens, options) {
+export function drawTokens(host, tokens, options) {
   let k = -1;
   const boxes = tokens.map((token) => {
     const learned = token.loss !== null && token.loss !== undefined;

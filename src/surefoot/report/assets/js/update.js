@@ -1,6 +1,16 @@
 // Panels 5 to 8 and 10: from the gradient to the weights, and the ground the step was taken on.
 
-function drawBackward(body, slide) {
+import { drawBars } from "./bars.js";
+import { capital, el, extent, fmt, num, pct, shown, signed, unpacked } from "./dom.js";
+import { tenTo } from "./forward.js";
+import { drawHeatmap } from "./heatmap.js";
+import { drawHistogram } from "./histogram.js";
+import { aligned, drawLines } from "./lines.js";
+import { note, tiles } from "./parts.js";
+import { drawSurface } from "./surface.js";
+import { drawTable } from "./table.js";
+
+export function drawBackward(body, slide) {
   const { backward, layers } = slide;
   tiles(body, [
     ["norm of the whole gradient", fmt(backward.grad_norm)],
@@ -43,7 +53,7 @@ function drawBackward(body, slide) {
   { caption: "Weight tensors", first: 12, find: "Find a tensor" });
 }
 
-function drawOptimizer(body, slide) {
+export function drawOptimizer(body, slide) {
   const { optimizer, chosen } = slide;
   if (slide.loss_after === null) note(body, "Here it was not asked: the update was refused.");
   const states = new Set();
@@ -82,7 +92,7 @@ function drawOptimizer(body, slide) {
   }
 }
 
-function drawWeights(body, weights) {
+export function drawWeights(body, weights) {
   tiles(body, [
     ["weights", fmt(weights.count), weights.dtype],
     ["were to move", fmt(weights.asked), "Δ is not 0"],
@@ -110,7 +120,7 @@ function drawWeights(body, weights) {
   if (weights.change.zeros) note(body, `${fmt(weights.change.zeros)} weights have Δ = 0 and are not in the last picture.`);
 }
 
-function drawMountain(body, data) {
+export function drawMountain(body, data) {
   const { mountain, loss_before: start } = data.slide;
   const at = (a) => mountain.losses[mountain.along.findIndex((x) => Math.abs(x - a) < 1e-9)];
   const here = at(0) ?? start;
@@ -151,7 +161,7 @@ function drawMountain(body, data) {
   drawSurface(landscape, { x: along, y: mountain.across, z }, { label: "The same as a landscape: drag it, or use the arrow keys, to turn it", path, legend });
 }
 
-function drawNoise(body, slide, state) {
+export function drawNoise(body, slide, state) {
   for (const noise of slide.noise) {
     tiles(body, [
       ["gradient noise scale", noise.noise_scale === null ? "too few targets to tell" : fmt(noise.noise_scale), "targets; batches much smaller are mostly noise"],
