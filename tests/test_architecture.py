@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "surefoot"
 
 ORDER = [
     ["errors"],
-    ["names", "regular", "credentials", "durable", "ranks", "cards"],
+    ["names", "regular", "credentials", "durable", "ranks", "cards", "console"],
     ["validation"],
     ["config"],
     ["recipes"],
@@ -158,6 +158,11 @@ def test_files_are_readable_in_one_sitting() -> None:
         if (lines := len(path.read_text().splitlines())) > 350
     }
     assert long == {}
+
+
+def test_consoles_print_texts_as_they_are() -> None:
+    found = [path.name for path in SOURCE.rglob("*.py") if "Console(" in path.read_text(encoding="utf-8")]
+    assert found == ["console.py"]
 
 
 def test_nothing_is_ever_unpickled() -> None:

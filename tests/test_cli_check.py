@@ -89,13 +89,13 @@ def test_a_model_that_training_refuses_is_one(
     tiny_folder: Path, rows_file: Path, surefoot: Surefoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:
-        raise RuntimeError("no such kernel")
+        raise RuntimeError("no such kernel: [bold] :cat:")
 
     monkeypatch.setattr(selfcheck, "as_trained", broken)
     said = surefoot("check", "--model", tiny_folder, "--data", rows_file, CPU)
     assert said.status == 1
     assert "not exact, and training refuses: the loss and gradient of this model are not those" in said.out
-    assert "no such kernel" in said.out
+    assert "no such kernel: [bold] :cat:" in said.out
 
 
 def test_what_is_missing_is_two(tiny_folder: Path, rows_file: Path, surefoot: Surefoot) -> None:

@@ -192,6 +192,14 @@ def test_compare_prints_a_table(tiny_run: Path, rows_file: Path, surefoot: Suref
     assert "exactly right: 0 before, 2 after, of 2" in said.out
 
 
+def test_compare_prints_names_as_they_are(tiny_folder: Path, surefoot: Surefoot, tmp_path: Path) -> None:
+    for name in ("[bold]a", ":cat:"):
+        (tmp_path / name).symlink_to(tiny_folder)
+    said = surefoot("compare", "[bold]a", ":cat:", "--prompt", "x", "--max_new_tokens", 2, CPU)
+    assert said.status == 0, said.err
+    assert "before: [bold]a" in said.out and "after: :cat:" in said.out
+
+
 def test_compare_needs_something_to_ask(tiny_folder: Path, surefoot: Surefoot, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "alone"}]}])
     said = surefoot("compare", tiny_folder, tiny_folder, "--data", "rows.jsonl", CPU)
@@ -220,6 +228,14 @@ def test_preview_shows_what_is_learned(tiny_folder: Path, rows_file: Path, suref
     )
     assert QUESTIONS[2][1] not in text
     assert "4 rows" in text
+
+
+def test_preview_prints_names_as_they_are(tiny_folder: Path, surefoot: Surefoot, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "[red] :cat:.jsonl", [{"prompt": "1", "completion": "2"}])
+    said = surefoot("preview", tiny_folder, "--data", rows.name)
+    assert said.status == 0, said.err
+    example, ledger = said.out.split("ledger")
+    assert "[red] :cat:.jsonl:1: " in example and "[red] :cat:.jsonl: 1 row" in ledger
 
 
 def test_preview_json_is_what_training_sees(tiny_folder: Path, rows_file: Path, surefoot: Surefoot) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from surefoot.cards import CARDS
-from tests.conftest import Surefoot
+from tests.conftest import Surefoot, write_rows
 
 H100 = ("--gpu", "h100", "--gpus", 2)
 
@@ -89,6 +90,28 @@ def test_between_machines_the_network_is_the_link(tiny_folder: Path, surefoot: S
     assert (inside["nodes"], inside["link"]) == (1, 450e9)
     assert (between["nodes"], between["link"]) == (2, 50e9)
     assert (slow["nodes"], slow["link"]) == (2, 12.5e9)
+
+
+def test_what_keeps_it_from_planning_adapters_is_said_whole(
+    tiny_folder: Path, surefoot: Surefoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    said = surefoot("plan", "--model", tiny_folder, "--lengths", "40,100", *H100)
+    note = "note: LoRA: LoRA needs the package peft. Run: pip install 'surefoot[lora]'"
+    assert said.status == 0 and note in said.out.splitlines()
+
+
+def test_names_are_printed_as_they_are(
+    config_only: Path, surefoot: Surefoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # so that there is a bar
+    monkeypatch.setattr("surefoot.train.setup.LONG", 1)
+    model = config_only.rename(tmp_path / "[bold] :cat:")
+    rows = write_rows(tmp_path / "[red] :cat:.jsonl", [{"prompt": "1", "completion": "2"}])
+    said = surefoot("plan", "--model", model.name, "--data", rows.name, *H100)
+    assert said.status == 0, said.err
+    assert "\n[bold] :cat:: " in f"\n{said.out}"
+    assert "tokenising [red] :cat:.jsonl" in said.err
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
+from surefoot.console import text_console
 from surefoot.events import (
     EndEvent,
     EvalEvent,
@@ -44,7 +44,7 @@ EVENTS: list[Event] = [
 
 def shown(terminal: bool) -> str:
     out = io.StringIO()
-    bar = ProgressBar(Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    bar = ProgressBar(text_console(file=out, force_terminal=terminal, width=120))
     for event in EVENTS:
         bar(event)
     assert bar.bar is None, "the terminal is given back"
@@ -58,7 +58,7 @@ SLIDE = SlideEvent(
 
 def test_a_step_that_is_opened_is_counted_in_a_bar_of_its_own() -> None:
     out = io.StringIO()
-    bar = ProgressBar(Console(file=out, force_terminal=True, width=120, highlight=False))
+    bar = ProgressBar(text_console(file=out, force_terminal=True, width=120))
     start, step, *_ = (e for e in EVENTS if isinstance(e, StartEvent | StepEvent))
     bar.look(1, 11)  # nothing is drawn before the run starts
     bar(start)
@@ -83,6 +83,17 @@ def test_counting_draws_on_a_terminal_only(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("3/9") == 1
+
+
+def test_texts_are_printed_as_they_are(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with counting("[bold] :cat:"):
+        pass
+    ProgressBar()(WatchEvent(step=0, prompt="?", p={"[red] :cat:": 0.5}))
+    said = capsys.readouterr().err
+    assert "[bold] :cat:" in said and "p([red] :cat:) 0.5000" in said
 
 
 def test_a_terminal_gets_a_bar() -> None:

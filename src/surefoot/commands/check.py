@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from surefoot.commands.options import plainly_said
 from surefoot.commands.recipe import RecipeOptions, parse_recipe
 from surefoot.config import SFTConfig
+from surefoot.console import text_console
 from surefoot.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _print(verdict: Verdict, conclusion: str) -> None:
             "ok" if found.ok else "OFF",
         )
         shown = found.case
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = text_console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     off = "; dropout was off" if verdict.dropout else ""
     console.print(

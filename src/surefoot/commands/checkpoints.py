@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from rich.console import Console
 from rich.text import Text
 
 from surefoot.commands.options import parse
 from surefoot.commands.outlived import outlived
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.report.glyphs import clipped, fixed, printable
 from surefoot.report.terminal_parts import grid, put
@@ -65,7 +65,7 @@ def _show(folder: RunFolder, found: list[Listed]) -> None:
         loss = "" if one.loss is None else fixed(one.loss)
         why = Text(clipped(printable(one.kept), LONGEST_REASON), "" if one.usable else "bold")
         table.add_row(f"{one.step:,}", loss, size(one.bytes), why)
-    console = Console(highlight=False)
+    console = text_console()
     count = f"{len(found)} checkpoint{'s' if len(found) != 1 else ''}"
     total = f"{count}, {size(sum(one.bytes for one in found))}, in {printable(str(folder.checkpoints))}"
     parts = [table, Text(), Text(total)]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from surefoot.commands.options import parse, plainly_said
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.regular import text_of
 from surefoot.runfolder import MOST_CONFIG
@@ -116,7 +116,7 @@ def _show(result: dict[str, Any], before: str, after: str) -> None:
     for row in result["answers"]:
         cells = [row["prompt"], row["before"], row["after"], *([row["want"]] if wanted else [])]
         table.add_row(*map(Text, cells))
-    console = Console()
+    console = text_console()
     console.print(table)
     if wanted:
         counts = (result["before"]["exact_match"], result["after"]["exact_match"], result["of"])

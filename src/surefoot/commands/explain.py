@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
-from rich.console import Console
 
 from surefoot.commands.options import parse, plainly_said
 from surefoot.config import SFTConfig
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.microscope.lesson import OF_ONE_STEP, lesson_options
 from surefoot.names import REFUSED, SUPERSEDED, TRANSLATED
@@ -109,7 +109,7 @@ def run(argv: list[str]) -> int:
     else:
         from surefoot.report.terminal import show
 
-        show(found.opened, Console(width=None if sys.stdout.isatty() else WIDTH))
+        show(found.opened, text_console(width=None if sys.stdout.isatty() else WIDTH))
         for written in filter(None, (own.html, own.save)):
             print(f"written: {written}")
     return 0

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from surefoot.cards import CARDS, card
 from surefoot.commands.options import plainly_said
 from surefoot.commands.recipe import RecipeOptions, parse_recipe
 from surefoot.config import SFTConfig
+from surefoot.console import text_console
 from surefoot.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _print(plan: _Plan) -> None:
             f"{_rounded(pace.low)} - {_rounded(pace.high)}" if pace else "-",
             pace.binds if pace else "",
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 190)
+    console = text_console(width=None if sys.stdout.isatty() else 190)
     on = f"{place.ranks} x {place.name}" + (f" on {place.nodes} machines" if place.nodes > 1 else "")
     console.print(
         f"{plan.model}: {plan.parameters:,} weights, on {on} of {place.memory / 1e9:.0f} GB, of which "

@@ -7,10 +7,10 @@ import sys
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 from rich.text import Text
 
 from surefoot.commands.options import parse, plainly_said
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.validation import checked
 
@@ -94,7 +94,7 @@ def _preview(model: str, path: str, options: PreviewOptions, *, as_json: bool) -
         ]
         print(json.dumps({"examples": examples, "ledger": data.ledger.to_dict()}))
         return
-    console = Console(highlight=False)
+    console = text_console()
     for example in shown:
         console.rule(f"{example.where}: {example.tokens} tokens, {example.targets} learned")
         text = Text()

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 
 from surefoot.commands.options import parse
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.microscope.slide import Opened
 from surefoot.report.page import render
@@ -112,7 +112,7 @@ def _print(opened: Opened, position: int | None, *, as_json: bool) -> None:
     if as_json:
         print(opened.slide.model_dump_json())
     else:
-        show(opened, Console(width=None if sys.stdout.isatty() else PIPED), position)
+        show(opened, text_console(width=None if sys.stdout.isatty() else PIPED), position)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from rich.console import Console
 from rich.progress import track
 
 from surefoot.commands.checkpoints import put_aside, run_folder, size
 from surefoot.commands.outlived import outlived
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.report.glyphs import printable
 from surefoot.runfolder import RunFolder, numbered
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
     about = "Read every checkpoint of a run and compare sizes and hashes."
     folder, as_json = run_folder(VerifyOptions, argv, "verify", about)
     with outlived():
-        console, found = Console(stderr=True), []
+        console, found = text_console(stderr=True), []
         for step, path in track(
             list(numbered(folder.checkpoints)),
             description="reading",

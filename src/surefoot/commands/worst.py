@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from surefoot.commands.options import parse
+from surefoot.console import text_console
 from surefoot.errors import UserError
 from surefoot.report.glyphs import fixed, number, printable, share
 from surefoot.report.terminal_parts import heading, put
@@ -78,7 +79,7 @@ def _plain(found: WorstRows, texts: Texts) -> dict[str, Any]:
 
 
 def _show(found: WorstRows, texts: Texts) -> None:
-    console = Console(highlight=False)
+    console = text_console()
     width = min(WIDEST, console.width)
     once = "" if found.revisited else " Each was visited once, so none can have risen or be called learned."
     of = f" of {printable(texts.name)}" if texts.name else ""

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from surefoot.console import text_console
 from surefoot.events import (
     AlertEvent,
     CheckpointEvent,
@@ -30,15 +31,16 @@ PAUSE = 10.0
 @contextmanager
 def working(on: str) -> Iterator[None]:
     """Says on a terminal what takes a moment, and takes it away again."""
-    console = Console(stderr=True)
+    console = text_console(stderr=True)
     with console.status(on) if console.is_terminal and rank() == 0 else nullcontext():
         yield
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, gone at the end; yields what is to be told how many of how many are done."""
-    console = Console(stderr=True, highlight=False)
+def counting(what: str, console: Console | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal, gone at the end; yields what is to be told how many of how many (None: nobody knows) are
+    done. What is printed to `console` meanwhile stands above the bar."""
+    console = console or text_console(stderr=True)
     if not console.is_terminal:
         yield lambda done, total: None
         return
@@ -51,7 +53,7 @@ def _bar(console: Console, transient: bool = False) -> Progress:
     return Progress(
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[said]}", markup=False),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         console=console,
@@ -63,7 +65,7 @@ class ProgressBar:
     """Listens to a run's events and tells of them on stderr."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or text_console(stderr=True)
         self.bar: Progress | None = None
         self._total = 0
         self._looking: TaskID | None = None
@@ -73,7 +75,7 @@ class ProgressBar:
         if isinstance(event, StartEvent):
             self._total = event.total_steps
             for note in event.notes:
-                self.console.print(note, markup=False, soft_wrap=True)
+                self.console.print(note, soft_wrap=True)
             self._start(event)
         elif isinstance(event, StepEvent):
             self._step(event)
@@ -133,7 +135,7 @@ class ProgressBar:
 
     def _say(self, event: Event, text: str) -> None:
         console = self.bar.console if self.bar is not None else self.console
-        console.print(f"step {event.step:,} of {self._total:,}:  {text}", markup=False, soft_wrap=True)
+        console.print(f"step {event.step:,} of {self._total:,}:  {text}", soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call at any time."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from contextlib import nullcontext
 from pathlib import Path
 from socket import gethostname
 from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 import surefoot
 from surefoot.config import SFTConfig
+from surefoot.console import text_console
 from surefoot.data.cache import cache_folder
 from surefoot.data.dataset import Dataset, Formatting, read
 from surefoot.data.render import Renderer
@@ -27,6 +27,7 @@ from surefoot.model.network import Network, embedding_rows, unwrapped
 from surefoot.ranks import local_rank, ranks
 from surefoot.train import hardware
 from surefoot.train.loading import Prepared
+from surefoot.train.progress import counting
 
 LOOKED_AT = 1_000
 """Examples among which those are found that tell how the model can be run."""
@@ -81,14 +82,14 @@ def read_data(
     notes.
     """
     renderer = make_renderer(prepared.model, prepared.tokenizer, args)
-    console = Console(stderr=True, highlight=False)
+    console = text_console(stderr=True)
     speaks, pace = ranks() > 1 and local_rank() == 0, NowAndThen()
     long = (source.length or 0) >= LONG and console.is_terminal and local_rank() == 0
-    with Progress(console=console, transient=True, disable=not long) as bar:
-        task = bar.add_task(f"tokenising {source.name}", total=source.length)
+    bar = counting(f"tokenising {source.name}", console) if long else nullcontext(lambda done, total: None)
+    with bar as told:
 
         def seen(rows: int) -> None:
-            bar.update(task, completed=rows)
+            told(rows, source.length)
             if speaks and not long and pace.due():
                 of = f" of {source.length:,}" if source.length else ""
                 say(f"tokenising {source.name} on {gethostname()}: {rows:,}{of} rows")
@@ -98,7 +99,7 @@ def read_data(
                 say(f"{source.name} is tokenised on {gethostname()}; waiting: {late}")
 
         def say(text: str) -> None:
-            console.print(text, markup=False, soft_wrap=True)
+            console.print(text, soft_wrap=True)
 
         data = read(
             source,
