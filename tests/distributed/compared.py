@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.children import events, last_step
+from tests.faults.children import clock_free, events, last_step
 
 DIVIDED = ("slots", "micro_batches", "lost_share")
 """What depends on how a step's examples were divided; the share of updates that rounding ate is a count of weights
@@ -25,17 +25,8 @@ def alike(one: Path, other: Path, tolerance: float) -> None:
 
 
 def _plain(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clock = ("time", "memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes", "notes", "path")
-    late = sorted((r for r in records if r["type"] == "checkpoint"), key=lambda r: r["step"])
-    rest = [r for r in records if r["type"] != "checkpoint"]
-    return [
-        {
-            key: value
-            for key, value in record.items()
-            if key not in clock + DIVIDED and not key.endswith(("_seconds", "_per_second", "_bytes"))
-        }
-        for record in [*rest, *late]
-    ]
+    apart = ("path", "tensor_bytes", *DIVIDED)
+    return [{key: record[key] for key in record if key not in apart} for record in clock_free(records)]
 
 
 def _compare(a: Any, b: Any, tolerance: float, where: str) -> None:

@@ -163,7 +163,7 @@ def clock_free(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     records come last, by step."""
 
     def plain(record: dict[str, Any]) -> dict[str, Any]:
-        clock = ("time", "memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes", "notes")
+        clock = ("time", "mfu", "memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes", "notes")
         return {
             key: value
             for key, value in record.items()

@@ -38,6 +38,12 @@ def test_a_clock_that_jumps_changes_nothing(zygote: Zygote, recipe: Recipe, tmp_
     assert state_hashes(run, 12) == state_hashes(whole, 12)
 
 
+def test_what_only_the_clock_decides_is_not_compared() -> None:
+    decided = {"type": "step", "step": 3, "loss": 0.5, "slots": 60}
+    clock = {"time": 1e9, "step_seconds": 0.1, "tokens_per_second": 600.0, "mfu": 0.3, "memory_bytes": 7}
+    assert clock_free([decided | clock]) == [decided]
+
+
 def test_reports_read_such_a_log(zygote: Zygote, recipe: Recipe, tmp_path: Path) -> None:
     child = zygote.run(["train", recipe()], tmp_path, patch=CLOCK, patch_args={"seed": 5})
     assert child.wait() == 0, child.err

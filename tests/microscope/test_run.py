@@ -23,6 +23,7 @@ from surefoot.microscope import run as microscope
 from surefoot.microscope.slide import Opened
 from surefoot.train.step import NotFinite
 from tests import tiny
+from tests.faults.children import clock_free
 
 END = 2
 LENGTHS = [(5, 4), (9, 12), (1, 3), (17, 6), (3, 20), (12, 2), (30, 2), (4, 4), (6, 6), (7, 7)]
@@ -91,21 +92,9 @@ class At(TrainerCallback):
 
 
 def told(one: SFTTrainer) -> list[dict[str, Any]]:
-    """The events, without those of slides and without what is read off a clock or the process; what was saved
-    in the background, last: when that is known is the clock's affair too."""
-    found = []
-    for event in one.run.events():
-        if event["type"] == "slide" or (event["type"], event.get("kind")) == ("alert", "slide"):
-            continue
-        clock = ("time", "memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes", "notes")
-        found.append(
-            {
-                key: value
-                for key, value in event.items()
-                if key not in clock and not key.endswith(("_seconds", "_per_second"))
-            }
-        )
-    return sorted(found, key=lambda event: event["type"] == "checkpoint")
+    """The events, without those of slides and without what is read off a clock or the process."""
+    of_slides = [("slide", None), ("alert", "slide")]
+    return clock_free([e for e in one.run.events() if (e["type"], e.get("kind")) not in of_slides])
 
 
 def ran(one: SFTTrainer, **resume: Any) -> dict[str, Any]:
