@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from surefoot.train.manifest import MANIFEST, OPTIMIZER, STATE, WEIGHTS, digest
-from tests.conftest import QUESTIONS, write_rows
+from tests.conftest import write_recipe
 from tests.faults.children import Zygote, events
 from tests.faults.conftest import Recipe
 from tests.faults.disturbed import LAST, same, steps_left, train
@@ -87,20 +86,7 @@ CASES = [
 def begun(zygote: Zygote, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run that was killed, and where the same run is that was not."""
     place = tmp_path_factory.mktemp("begun")
-    rows = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
-    plain = {
-        "model_name_or_path": str(tiny_folder),
-        "dataset_name": str(write_rows(place / "rows.jsonl", rows)),
-        "max_steps": LAST,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 2,
-        "save_steps": 3,
-        "tensors_every": 0,
-        "precision": "fp32",
-        "use_cpu": True,
-    }
-    (place / "recipe.yaml").write_text(yaml.safe_dump(plain))
+    write_recipe(place, tiny_folder, max_steps=LAST)
     whole = zygote.run(["train", "recipe.yaml", "--output_dir", "whole"], place)
     assert whole.wait() == 0, whole.err
     killed_run = zygote.run(["train", "recipe.yaml", "--output_dir", "run"], place, **STOP)
