@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import QUESTIONS, write_rows
+from tests.conftest import write_recipe
 from tests.faults.children import ROOT, clock_free, events
 
 pytest.importorskip("ray.train.torch", reason="Ray is not installed (the extra `ray`)", exc_type=ImportError)
@@ -34,21 +33,15 @@ def _environment(home: Path) -> dict[str, str]:
 def test_a_run_by_ray_outlives_a_worker_and_is_the_run_of_two_processes(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    rows = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
-    recipe = {
-        "model_name_or_path": str(tiny_folder),
-        "dataset_name": str(write_rows(tmp_path / "rows.jsonl", rows)),
-        "output_dir": "by-ray",
-        "max_steps": 40,
-        "save_steps": 2,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "precision": "fp32",
-        "shard": "none",
-        "use_cpu": True,
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    write_recipe(
+        tmp_path,
+        tiny_folder,
+        output_dir="by-ray",
+        max_steps=40,
+        save_steps=2,
+        lr_scheduler_type="constant",
+        shard="none",
+    )
     env = _environment(tmp_path)
     usual = subprocess.run(
         [sys.executable, "-m", "surefoot", "train", "recipe.yaml", "--nproc", "2", "--output_dir", "usual"],

@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import QUESTIONS, write_rows
+from tests.conftest import write_recipe
 from tests.faults.children import ROOT, clock_free, events
 
 SECONDS = 240.0
@@ -120,19 +119,7 @@ def _on_localhost(argv: list[str], cwd: Path) -> tuple[int, str]:
 def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, and its runs as one machine with two processes makes them."""
     folder = tmp_path_factory.mktemp("nodes")
-    rows = [{"prompt": asked, "completion": said} for asked, said in QUESTIONS] * 4
-    recipe = {
-        "model_name_or_path": str(tiny_folder),
-        "dataset_name": str(write_rows(folder / "rows.jsonl", rows)),
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "precision": "fp32",
-        "save_strategy": "no",
-        "use_cpu": True,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    write_recipe(folder, tiny_folder, max_steps=4, lr_scheduler_type="constant", save_strategy="no")
     for shard in ("none", "full"):
         argv = ["train", "recipe.yaml", "--nproc", "2", "--shard", shard, "--output_dir", f"one-{shard}"]
         status, said = _end([sys.executable, "-m", "surefoot", *argv], folder, _environment())
