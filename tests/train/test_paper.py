@@ -184,6 +184,7 @@ PRINT = Footprint(
     head_most=300,
     start=(5000.0, 3100.0),
     end=6000,
+    first_end=5_000_000,
     layers=(1000.0, 1000.0),
     outputs=(100.0, 100.0),
     square=None,
@@ -211,7 +212,7 @@ CPU = Place("cpu", 1e9, 1e8, False, 2048, 1, 1)
 GPUS = Place("card", 1e9, 1e8, True, 16384, 4, 1, flops=1e12, bandwidth=1e11, link=1e10)
 
 
-@pytest.mark.parametrize("budget", [512, 1024, 4096])
+@pytest.mark.parametrize("budget", [128, 512, 1024, 4096])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_one_rank_on_a_cpu_is_what_the_planner_says(budget: int, recompute: bool) -> None:
     held = int(CPU.process + FOUND.weights)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 
 from surefoot import SFTConfig, UserError
 from surefoot.model.network import Network, look_at
@@ -208,6 +209,24 @@ def test_the_predicted_peak_comes_true(checkpointed: str) -> None:
     said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     before, predicted, measured = json.loads(said.stdout.splitlines()[-1])
     assert predicted - before == pytest.approx(measured - before, rel=0.15)
+
+
+@pytest.mark.parametrize("product", [None, torch.bfloat16])
+def test_of_a_short_step_the_end_is_counted(
+    product: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When all gradients are there, those of an embedding that is the head too are there twice and as their sum."""
+    torch.manual_seed(0)
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "vocab_size": 2048}
+    config = tf.LlamaConfig(**wide, num_hidden_layers=2, tie_word_embeddings=True)
+    of = tiny.examples([(4, 4)] * 2)
+    net = look_at(tf.LlamaForCausalLM(config).train(), of, product)
+    monkeypatch.setattr(planner, "HEAP", 1.0)
+    with_room(monkeypatch, 10**12)
+    said = predicted(net, of, per_device_train_batch_size=len(of))
+    with memory.Live(list(net.model.parameters())) as live:
+        losses(net, of, 2048, backprop=True)
+    assert said == pytest.approx(live.most, rel=0.05)
 
 
 # Deciding --------------------------------------------------------------------------------------------------

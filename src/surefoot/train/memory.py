@@ -130,6 +130,8 @@ class Footprint:
     """Bytes whatever the forest, and bytes a slot, as the backward pass begins."""
     end: int
     """Bytes as it ends, whatever the forest."""
+    first_end: int
+    """The same of a step's first backward pass, which makes the gradients: they are among them."""
     layers: tuple[float, ...]
     """Bytes a slot that each layer keeps."""
     outputs: tuple[float, ...]
@@ -173,11 +175,13 @@ def measure(network: Network, examples: Sequence[Example], longest: int) -> Foot
         live = LiveCuda(device) if device.type == "cuda" else stack.enter_context(Live(known))
         before = live.now
         small, large = (plant(fill(examples, slots)).to(device) for slots in (SMALL, LARGE))
-        _read(network, small, live, layers)  # makes gradients and bf16 weights
+        first = _read(network, small, live, layers)  # makes gradients and bf16 weights
         gradients = sum(local(p).nbytes for p in model.parameters() if p.requires_grad)
         copies = max(0, live.now - before - gradients)
         one, two = _read(network, small, live, layers), _read(network, large, live, layers)
         footprint = _fit(network, one, two, gradients, copies)
+        if first.backward > first.start:
+            footprint = replace(footprint, first_end=first.backward - copies)
         if longest > LARGE:
             forest = plant([stretched(examples, min(longest, LONG))]).to(device)
             alone = _read(network, forest, live, layers)
@@ -294,6 +298,7 @@ def _fit(network: Network, one: Reading, two: Reading, gradients: int, copies: i
         head_most=chunk,
         start=line(one.start, two.start),
         end=two.backward if two.backward > two.start else 0,
+        first_end=0,
         layers=tuple(line(a, b)[1] for a, b in zip(one.layers, two.layers, strict=True)),
         outputs=tuple(size / two.slots for size in two.outputs),
         square=None,

@@ -181,7 +181,7 @@ def memory(found: Sizes, rows: Rows, place: Place, way: Way, budget: int) -> Mem
             copies = 0.0
         elif way.recompute and not way.peft:  # an adapter's frozen layers are rounded once, and kept
             copies /= max(1, found.layers)
-        print_ = replace(print_, end=0)
+        print_ = replace(print_, end=0, first_end=0)
     if place.cuda:  # there a whole chunk of logits is in fp32 at once, twice
         fixed, each = print_.head
         print_ = replace(print_, head=(fixed, each + 8 * found.vocabulary))
@@ -194,7 +194,7 @@ def memory(found: Sizes, rows: Rows, place: Place, way: Way, budget: int) -> Mem
     if rows.longest > size:
         most = max(most, activations(rows.longest, rows.longest))
     several = rows.step_most > budget  # then a micro-batch starts with the gradient of those before it
-    beside = most if several else max(0.0, most - gradients)
+    beside = max(0.0, print_.first_end - gradients, most if several else most - gradients)
     lasting = found.state / pieces
     changing = lasting + gradients + copies + gathered + beside
     return Memory(

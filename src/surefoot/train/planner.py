@@ -95,7 +95,7 @@ class _Memory:
             activations = max(activations, alone)
         several = work.step_most > budget  # then a micro-batch starts with the gradient of those before it
         step = found.gradients + activations if several else max(found.gradients, activations)
-        most = max(found.copies + step, found.gradients + self.update)
+        most = max(found.copies + max(step, found.first_end), found.gradients + self.update)
         return self.held + int((self.lasting + most) * self.overhead)
 
 

@@ -330,6 +330,7 @@ def _extended(less: Footprint, more: Footprint, period: int, layers: int) -> Foo
         body=body,
         start=(more.start[0] + body[0] - more.body[0], more.start[1] + body[1] - more.body[1]),
         end=round(line(less.end, more.end)),
+        first_end=round(line(less.first_end, more.first_end)),
         layers=repeated(more.layers),
         outputs=repeated(more.outputs),
         square=squares,
