@@ -1,5 +1,5 @@
-"""What a request can reach: no file but those that are served, no run but by its id, one file to write; and the token
-that is kept."""
+"""What a request can reach: no file but those that are served, no run but by its id, one file to write; and the
+token that is kept."""
 
 from __future__ import annotations
 
