@@ -88,7 +88,8 @@ ORDER = [
     ["train.keeping", "train.judging"],
     ["train.between"],
     ["train.trainer"],
-    ["report.glyphs", "report.worst", "report.runs", "report.texts"],
+    ["report.glyphs", "report.worst", "report.records", "report.texts", "report.parcel"],
+    ["report.columns", "report.runs"],
     ["report.curves"],
     ["report.page"],
     ["report.notebook"],
@@ -101,11 +102,24 @@ ORDER = [
         "report.terminal_mountain",
     ],
     ["report.terminal"],
+    ["dashboard.index", "dashboard.guard"],
+    ["dashboard.state"],
+    ["dashboard.library"],
+    ["dashboard.pages", "dashboard.rows"],
+    ["dashboard.stream"],
+    ["dashboard.server"],
     ["commands.options", "commands.outlived", "commands.loopback"],
     ["commands.launch", "commands.recipe"],
     ["commands.answers"],
     ["commands.train", "commands.evaluate", "commands.chat", "commands.compare", "commands.preview"],
-    ["commands.check", "commands.explain", "commands.report", "commands.worst", "commands.plan"],
+    [
+        "commands.check",
+        "commands.explain",
+        "commands.report",
+        "commands.worst",
+        "commands.plan",
+        "commands.ui",
+    ],
     ["commands.checkpoints"],
     ["commands.verify"],
     ["cli"],
@@ -113,7 +127,7 @@ ORDER = [
 ]
 """A module imports only from lines above its own. Adding a module means saying where it stands."""
 
-FREE = {"", "data", "model", "train", "microscope", "report", "commands"}
+FREE = {"", "data", "model", "train", "microscope", "report", "dashboard", "commands"}
 """Packages whose __init__ holds no code, and the public names (loaded lazily)."""
 
 

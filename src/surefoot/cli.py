@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "compare training's fast path with the plain reference, on your model and rows",
     "explain": "one update, opened: prediction, error, backprop, optimizer, and the prediction after",
     "compare": "answers before and after, side by side",
+    "ui": "runs as pages in the browser: live, compared, every opened step",
     "report": "a run or an opened step as one HTML file, or as text",
     "plan": "memory and speed of a recipe on so many GPUs, before renting them",
     "checkpoints": "what a run has saved: step, loss, size, why it is kept",

@@ -109,11 +109,13 @@ def test_a_run_becomes_columns(tmp_path: Path) -> None:
     run = read_run(samples.run_folder(tmp_path / "caps", steps=40))
     found = columns(run)
     steps = run.of("step")
-    assert found["steps"]["step"] == list(range(1, 41))
-    assert found["steps"]["loss"] == [event["loss"] for event in steps]
+    assert found["steps"] == 40
+    assert found["curves"]["loss"] == {"x": list(range(1, 41)), "y": [event["loss"] for event in steps]}
+    assert "mfu" not in found["curves"], "it was never a number"
     assert found["evals"][0]["step"] == [20, 40]
     assert found["watches"][0]["p"]["Sacramento"] == [event["p"]["Sacramento"] for event in run.of("watch")]
     assert {event["type"] for event in found["events"]} == {"start", "eval", "end"}
+    assert found["last"]["step"] == 40 and found["last"]["loss"] == steps[-1]["loss"]
     assert found["problems"] == []
 
 
@@ -151,32 +153,32 @@ def test_layers_of_tensors(tensor: str, layer: str) -> None:
 
 
 def test_long_runs_keep_their_spikes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "MOST_STEPS", 40)
+    monkeypatch.setattr(curves, "BUCKETS", 20)
     run = read_run(samples.run_folder(tmp_path / "caps", steps=200))
-    found = columns(run)["steps"]
-    marked = {event["step"] for event in run.of("slide", "alert")}
-    assert found["of"] == 200 and len(found["step"]) <= 42 + len(marked)
-    assert (found["step"][0], found["step"][-1]) == (1, 200)
-    assert marked and marked <= set(found["step"])
-    losses = [event["loss"] for event in run.of("step")]
-    assert max(found["loss"]) == max(losses) and min(found["loss"]) == min(losses)
-    assert found["step"] == sorted(set(found["step"]))
+    found = columns(run)
+    assert found["steps"] == 200
+    for name in ("loss", "grad_norm"):
+        drawn, whole = found["curves"][name], [event[name] for event in run.of("step")]
+        assert len(drawn["x"]) <= 2 * 20 + 2 and drawn["x"] == sorted(set(drawn["x"]))
+        assert (drawn["x"][0], drawn["x"][-1]) == (1, 200)
+        assert max(drawn["y"]) == max(whole) and min(drawn["y"]) == min(whole)
+        assert drawn["y"] == [whole[int(step) - 1] for step in drawn["x"]]
+    marked = {event["step"]: event["loss"] for event in found["events"] if event["type"] == "alert"}
+    assert marked == {120: run.of("step")[119]["loss"]}, "where it is marked on the curve"
 
 
-def test_a_long_run_has_the_mean_of_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_can_be_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "BUCKETS", 20)
     run = read_run(samples.run_folder(tmp_path / "r", steps=900))
     losses = [event["loss"] for event in run.of("step")]
     run.of("step")[500]["loss"] = losses[500] = math.nan
-    steps = columns(run)["steps"]
-    assert steps["mean_of"] == 9
-    around = [x for x in losses[496:505] if not math.isnan(x)]
-    assert steps["loss_mean"][500] == pytest.approx(sum(around) / 8, rel=1e-9)
-    assert steps["loss_mean"][0] == pytest.approx(sum(losses[:5]) / 5, rel=1e-9)
-    monkeypatch.setattr(curves, "MOST_STEPS", 40)
-    thin = columns(run)["steps"]
-    assert len(thin["loss_mean"]) == len(thin["step"]) <= 44
-    assert thin["loss_mean"] == [steps["loss_mean"][step - 1] for step in thin["step"]], "of all steps"
-    assert "loss_mean" not in columns(read_run(samples.run_folder(tmp_path / "s", steps=199)))["steps"]
+    means = columns(run)["means"]["loss"]
+    assert sum(means["n"]) == 899, "what is no number is in no mean"
+    size = 900 // len(means["x"]) + 1
+    for i, (x, y, n) in enumerate(zip(means["x"], means["y"], means["n"], strict=True)):
+        part = [loss for loss in losses[i * size : (i + 1) * size] if not math.isnan(loss)]
+        assert n == len(part) and y == pytest.approx(sum(part) / n, rel=1e-9)
+        assert i * size < x <= (i + 1) * size
 
 
 def test_events_are_told_in_lines(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_records_of_the_wrong_shape_do_not_stop_the_page(tmp_path: Path) -> None
         json.dumps({"tensors": ["a.weight", "b.weight"], "data": 3}), encoding="utf-8"
     )
     found = data_of(render([], read_run(folder)))["run"]
-    assert len(found["steps"]["step"]) == len(odd)
+    assert found["steps"] == len(odd)
     assert any("worst rows" in problem for problem in found["problems"])
 
 

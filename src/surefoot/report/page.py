@@ -13,18 +13,17 @@ import base64
 import dataclasses
 import hashlib
 import html
-import json
-import math
 import re
 import textwrap
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from surefoot.microscope.slide import Opened
 from surefoot.report.curves import columns
+from surefoot.report.parcel import as_json, slide_parcel
 from surefoot.report.runs import Run
 from surefoot.report.texts import Texts, read_texts
 from surefoot.report.worst import RowCost, WorstRows, worst_rows
@@ -45,6 +44,7 @@ SCRIPTS = (
     "forward.js",
     "update.js",
     "slide.js",
+    "slides.js",
     "run.js",
     "around.js",
     "page.js",
@@ -85,7 +85,7 @@ def render(slides: list[Opened], run: Run | None = None) -> str:
     title = f"{run.name}: run" if run else f"{slides[0].slide.model}: one step" if slides else "surefoot"
     content = {
         "title": title,
-        "slides": [_slide(opened) for opened in slides],
+        "slides": [slide_parcel(opened) for opened in slides],
         "run": _run(run, slides) if run else None,
     }
     style, script = _assets()
@@ -100,41 +100,11 @@ def render(slides: list[Opened], run: Run | None = None) -> str:
 
 def embedded(content: Any) -> str:
     """JSON that can stand inside a script element: no text in it can end the element or open a comment."""
-    text = json.dumps(_plain(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = as_json(content)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     # Half of a surrogate pair, as a tokenizer's piece may be, has no UTF-8.
     return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _slide(opened: Opened) -> dict[str, Any]:
-    """The slide with the arrays that its page draws."""
-    found = json.loads(opened.slide.model_dump_json())
-    wanted = [name for position in opened.slide.positions for name in (position.hidden, position.flows_back)]
-    if opened.slide.mountain:
-        wanted.append(opened.slide.mountain.surface)
-    arrays = {name: opened.arrays[name] for name in wanted if name in opened.arrays}
-    return {"slide": found, "arrays": {name: _packed(array) for name, array in arrays.items()}}
-
-
-def _packed(array: np.ndarray) -> dict[str, Any]:
-    values = np.ascontiguousarray(array, dtype="<f4")
-    return {"shape": list(values.shape), "f4": base64.b64encode(values.tobytes()).decode("ascii")}
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that are not finite as the words that JavaScript's Number() reads."""
-    match value:
-        case float():
-            if math.isfinite(value):
-                return value
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        case dict():
-            return {str(key): _plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
-        case _:
-            return value
 
 
 def _run(run: Run, slides: list[Opened]) -> dict[str, Any]:
@@ -143,17 +113,19 @@ def _run(run: Run, slides: list[Opened]) -> dict[str, Any]:
     problems = list(run.problems)
     if missing := len(run.slides) - len(slides):
         problems.append(f"{missing} of {len(run.slides)} slides could not be read")
+    return {**found, **worst_page(run.path, run.events, problems), "problems": problems}
+
+
+def worst_page(folder: Path, events: Iterable[Mapping[str, Any]], problems: list[str]) -> dict[str, Any]:
+    """{worst: tables of rows with the beginning of their texts, worst_note: why there are no texts}."""
     try:
-        worst = worst_rows(run.events, WORST)
+        worst = worst_rows(events, WORST)
     except (TypeError, ValueError, AttributeError):
-        found["worst"] = []
         problems.append("the examples of some steps are no (row, sum of -log p, tokens): no worst rows")
-    else:
-        places = {row.where for rows in (worst.cost_most, worst.rose, worst.never_learned) for row in rows}
-        texts = read_texts(RunFolder(run.path), places, files_only=True)
-        found["worst"], found["worst_note"] = _worst(worst, texts), texts.note
-    found["problems"] = problems
-    return found
+        return {"worst": [], "worst_note": None}
+    places = {row.where for rows in (worst.cost_most, worst.rose, worst.never_learned) for row in rows}
+    texts = read_texts(RunFolder(folder), places, files_only=True)
+    return {"worst": _worst(worst, texts), "worst_note": texts.note}
 
 
 def _worst(found: WorstRows, texts: Texts) -> list[dict[str, Any]]:

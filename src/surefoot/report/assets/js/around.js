@@ -11,14 +11,16 @@ function setTheme(theme) {
   redraw();
 }
 
-export function themeButton() {
-  let theme = "auto";
-  const button = el("button", { type: "button", class: "tool", id: "theme" }, "Theme: auto");
+export function themeButton(first = "auto", chosen = () => {}) {
+  let theme = THEMES.includes(first) ? first : "auto";
+  const button = el("button", { type: "button", class: "tool", id: "theme" }, `Theme: ${theme}`);
   button.addEventListener("click", () => {
     theme = THEMES[(THEMES.indexOf(theme) + 1) % 3];
     button.textContent = `Theme: ${theme}`;
     setTheme(theme);
+    chosen(theme);
   });
+  if (theme !== "auto") setTheme(theme);
   // Canvases are pictures: on paper they are drawn in the light theme, whatever the screen shows.
   addEventListener("beforeprint", () => setTheme("light"));
   addEventListener("afterprint", () => setTheme(theme));

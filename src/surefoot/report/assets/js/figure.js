@@ -46,7 +46,10 @@ export function toggle(text, pressed, change) {
   return button;
 }
 
-/** The frame of a figure. `table()` gives {caption, head, rows}: the very numbers that are drawn, made when asked for. */
+/**
+ * The frame of a figure. `table()` gives {caption, head, rows}: the very numbers that are drawn, made when asked for.
+ * `refresh()` draws what has changed, once somebody looks at it.
+ */
 export function frame(host, { label, table, tools = [], legend = [] }) {
   const numbers = el("div", { class: "numbers", tabindex: "0", role: "region", "aria-label": `Numbers of: ${label}` });
   const box = el("div", { class: "plot" });
@@ -70,9 +73,18 @@ export function frame(host, { label, table, tools = [], legend = [] }) {
     box, live, numbers);
   box.append(tip);
   host.append(root);
-  const figure = { root, box, tip, live, drawn: 0, draw() {} };
+  const figure = { root, box, tip, live, drawn: 0, seen: true, stale: false, draw() {} };
+  figure.refresh = () => {
+    figure.stale = !figure.seen;
+    if (figure.seen) figure.draw();
+    if (numbers.classList.contains("open")) numbers.replaceChildren(numbersTable(table()));
+  };
   figures.add(figure);
   new ResizeObserver(() => root.isConnected && figure.drawn !== box.clientWidth && figure.draw()).observe(box);
+  new IntersectionObserver(([entry]) => {
+    figure.seen = entry.isIntersecting;
+    if (figure.seen && figure.stale) figure.refresh();
+  }, { rootMargin: "200px" }).observe(root);
   return figure;
 }
 
@@ -93,7 +105,7 @@ export function tell(figure, lines, x, y) {
 /**
  * A figure on canvas. `spec`: label, table, tools, legend; height(width) in px; paint(g, width, height);
  * hit(x, y) → {lines, x, y} or null; count and at(i) → point, to walk through it with the arrow keys;
- * zoom(x0, x1) and reset() for dragging and the double click; keys(event) → handled.
+ * zoom(x0, x1) and reset() for dragging and the double click; keys(event) → handled; pick(found) for a click or Enter.
  */
 export function mountCanvas(host, spec) {
   const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": `${spec.label}. ${spec.help || "Arrow keys read the values; the button Numbers shows them as a table."}` });
@@ -152,6 +164,9 @@ export function mountCanvas(host, spec) {
     if (from && spec.zoom && event.type === "pointerup" && Math.abs(x - from[0]) > 4) {
       spec.zoom(Math.min(x, from[0]), Math.max(x, from[0]), size[0]);
       figure.draw();
+    } else if (from && spec.pick && event.type === "pointerup") {
+      const found = spec.hit(...from);
+      if (found) spec.pick(found);
     }
     from = null;
     band.hidden = true;
@@ -172,6 +187,10 @@ export function mountCanvas(host, spec) {
       event.preventDefault();
       figure.draw();
       return;
+    }
+    if (event.key === "Enter" && spec.pick && spec.count && index >= 0) {
+      const found = spec.hit(...spec.at(index));
+      if (found) spec.pick(found);
     }
     const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -1e9, End: 1e9 }[event.key];
     if (event.key === "Escape" && spec.reset) {

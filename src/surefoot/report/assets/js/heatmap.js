@@ -5,18 +5,23 @@ import { FONT, clipped, colour, mountCanvas, toggle, viridis } from "./figure.js
 
 /**
  * data: {x: [..], y: [labels or numbers], z: [[..] for each y]}
- * options: label, axis, unit, log, contours, path: [[x, y], ..], top (true: the first row is drawn at the top)
+ * options: label, axis, unit, log, contours, path: [[x, y], ..], top (true: the first row is drawn at the top),
+ * pick(row of y): a cell was chosen. The figure's update(data) takes a grid that has grown.
  */
 export function drawHeatmap(host, data, options) {
-  const { x, y, z } = data;
+  let { x, y, z } = data;
   const unit = options.unit || ((x) => fmt(x, 3));
   const box = { left: 60, right: 74, top: 6, bottom: 38 };
   let log = Boolean(options.log);
   let [from, to] = [0, x.length];
   let inner = 1;
   let tall = 1;
-  const flat = z.flat().map(num);
-  const canLog = flat.some((v) => v > 0) && !flat.some((v) => v < 0);
+  let canLog = false;
+  const judge = () => {
+    const flat = z.flat().map(num);
+    canLog = flat.some((v) => v > 0) && !flat.some((v) => v < 0);
+  };
+  judge();
   const value = (v) => (log && canLog ? (v > 0 ? Math.log10(v) : NaN) : v);
   const row = (r) => (options.top ? r : y.length - 1 - r);
 
@@ -139,7 +144,7 @@ export function drawHeatmap(host, data, options) {
       const r = Math.floor(((my - box.top) / tall) * y.length);
       if (c < from || c >= to || r < 0 || r >= y.length) return null;
       const at = typeof y[row(r)] === "number" ? fmt(y[row(r)], 3) : y[row(r)];
-      return { lines: [`${options.axis || "x"} ${fmt(x[c])}, ${at}`, unit(num(z[row(r)][c]))], x: mx, y: my, index: c };
+      return { lines: [`${options.axis || "x"} ${fmt(x[c])}, ${at}`, unit(num(z[row(r)][c]))], x: mx, y: my, index: c, row: row(r) };
     },
     zoom(a, b) {
       const at = (p) => from + ((Math.max(box.left, Math.min(box.left + inner, p)) - box.left) / inner) * (to - from);
@@ -156,8 +161,19 @@ export function drawHeatmap(host, data, options) {
     }),
   };
   if (options.contours) delete spec.zoom;
+  if (options.pick) {
+    spec.pick = (found) => options.pick(found.row);
+    spec.help = "Arrow keys read the values, Enter chooses a row; the button Numbers shows them as a table.";
+  }
   let figure = null;
   if (canLog && !options.contours) spec.tools.push(toggle("Log scale", log, (on) => { log = on; figure.draw(); }));
   figure = mountCanvas(host, spec);
+  figure.update = (next) => {
+    const whole = from === 0 && to === x.length;
+    ({ x, y, z } = next);
+    if (whole || to > x.length) [from, to] = [0, x.length];
+    judge();
+    figure.refresh();
+  };
   return figure;
 }

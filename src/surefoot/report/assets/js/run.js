@@ -1,44 +1,100 @@
-// A run: curves, watched prompts, layer × step, worst rows, ledger, events.
+// A run: its state, curves, watched prompts, layers, worst rows, ledger, settings, events. What it draws can be drawn
+// again when the run has gone on: every part returns what brings it up to date, or nothing.
 
+import { breakable, drawTable } from "./table.js";
 import { capital, el, fmt, num, pct, shown } from "./dom.js";
 import { drawHeatmap } from "./heatmap.js";
-import { aligned, drawLines } from "./lines.js";
+import { aligned, drawLines, smoothed } from "./lines.js";
 import { arrow, note, panel, tiles } from "./parts.js";
-import { breakable, drawTable } from "./table.js";
 
-export function drawRun(host, run) {
-  const { steps } = run;
-  const ends = run.events.filter((e) => e.type === "end");
-  const last = steps.step[steps.step.length - 1];
+const HUES = ["before", "after", "target", "purple", "sky", "other"];
+const SMOOTHED = 200;
+
+/**
+ * run: {name, steps, first, last, curves, means, evals, watches, samples, heat, events, config, problems, worst, slides}
+ * ask: what more there is to a run that is served: {window, layer, row}
+ * slides(host): draws the slides in their place.
+ * Returns update(): draw what has changed in `run`.
+ */
+export function drawRun(host, run, ask = {}, slides = () => {}) {
+  const parts = [drawTop, drawCurves, drawWatches, drawGradient, drawLayers, drawPace, drawWorst, drawLedger,
+    (place) => slides(place), drawSettings, drawEvents];
+  const updates = parts.map((draw) => {
+    const place = el("div", { class: "part" });
+    host.append(place);
+    return draw(place, run, ask);
+  });
+  return () => updates.forEach((update) => update && update());
+}
+
+/** A part whose panel comes when there is something to show, and is filled anew each time its key changes. */
+function whenever(host, key, fill) {
+  let drawn = null;
+  let update = null;
+  const look = () => {
+    const now = key();
+    if (now === null) return;
+    if (now === drawn) return update && update();
+    host.replaceChildren();
+    drawn = now;
+    update = fill();
+  };
+  look();
+  return look;
+}
+
+function drawTop(host, run) {
   const top = el("section", { class: "headline", id: "run", "aria-label": "Run" });
   host.append(top);
-  const name = (run.config.model || {}).name;
-  top.append(el("p", { class: "eyebrow" }, `Run${name ? ` · ${name}` : ""}`), el("h1", {}, run.name));
-  const losses = (steps.loss || []).map(num);
-  const alerts = run.events.filter((e) => e.type === "alert");
-  tiles(top, [
-    ["steps", `${fmt(last ?? 0)}${run.config.total_steps ? ` of ${fmt(run.config.total_steps)}` : ""}`, ends.length ? ends[ends.length - 1].text : "no end recorded: still training, or stopped"],
-    losses.length > 0 && ["training loss", arrow(losses[0], losses[losses.length - 1], (x) => fmt(x)), "first and last step"],
-    run.evals.length > 0 && evalTile(run.evals[0]),
-    ["slides", fmt(run.opened.length)],
-    ["alerts", fmt(alerts.length)],
-  ]);
-  if (alerts.length) {
-    top.append(el("div", { class: "callout alert" }, el("strong", {}, "Alerts"),
-      el("ul", {}, alerts.slice(-8).map((e) => el("li", {}, `Step ${fmt(e.step)}: ${capital(e.text)}`)))));
-  }
-  if (run.problems.length) {
-    top.append(el("div", { class: "callout" }, el("strong", {}, "What could not be read"),
-      el("ul", {}, run.problems.map((text) => el("li", {}, text)))));
-  }
-  if (losses.length) drawCurves(host, run);
-  drawWatches(host, run);
-  if (steps.step.length) drawStep(host, run);
-  drawLayers(host, run);
-  drawWorst(host, run);
-  drawLedger(host, run);
-  drawSettings(host, run);
-  drawEvents(host, run);
+  const fill = () => {
+    const name = (run.config.model || {}).name;
+    const alerts = run.events.filter((e) => e.type === "alert");
+    top.replaceChildren(el("p", { class: "eyebrow" }, `Run${name ? ` · ${name}` : ""}`), el("h1", {}, run.name));
+    if (run.state) top.append(standing(run.state));
+    const ends = run.events.filter((e) => e.type === "end");
+    const total = run.config.total_steps;
+    tiles(top, [
+      ["steps", `${fmt(run.last.step ?? 0)}${total ? ` of ${fmt(total)}` : ""}`, run.state ? pace(run.state) : ends.length ? ends[ends.length - 1].text : "no end recorded: still training, or stopped"],
+      run.last.loss !== undefined && ["training loss", arrow(run.first.loss, run.last.loss, (x) => fmt(x)), "first and last step"],
+      run.evals.length > 0 && evalTile(run.evals[0]),
+      ["slides", fmt(run.slides.length)],
+      ["alerts", fmt(alerts.length)],
+    ]);
+    if (alerts.length) {
+      top.append(el("div", { class: "callout alert" }, el("strong", {}, "Alerts"),
+        el("ul", {}, alerts.slice(-8).map((e) => el("li", {}, `Step ${fmt(e.step)}: ${capital(e.text)}`)))));
+    }
+    if (run.problems.length) {
+      top.append(el("div", { class: "callout" }, el("strong", {}, "What could not be read"),
+        el("ul", {}, run.problems.map((text) => el("li", {}, text)))));
+    }
+  };
+  fill();
+  return fill;
+}
+
+/** Where a run stands, with a bar. */
+export function standing(state) {
+  const share = state.total_steps ? Math.min(1, state.step / state.total_steps) : state.live ? 0 : 1;
+  const bar = el("div", { class: "progress", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(share * 100)), "aria-label": "Steps done" }, el("i"));
+  bar.style.setProperty("--share", String(share));
+  return el("div", { class: "standing", "data-state": state.name },
+    el("span", { class: "badge", "data-state": state.name }, capital(state.name)), bar,
+    el("span", { class: "remark" }, state.seconds_left ? `${duration(state.seconds_left)} left` : state.live ? "" : state.says));
+}
+
+function pace(state) {
+  if (!state.live) return state.name;
+  return state.seconds_per_step ? `${fmt(state.seconds_per_step, 3)} s a step` : "no step yet";
+}
+
+/** Seconds in words: 3 d 4 h, 2 h 5 min, 4 min, 12 s. */
+export function duration(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  const [days, hours, minutes] = [Math.floor(s / 86400), Math.floor(s / 3600) % 24, Math.floor(s / 60) % 60];
+  if (days) return `${days} d ${hours} h`;
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes >= 2 ? `${minutes} min` : `${s} s`;
 }
 
 function evalTile(series) {
@@ -46,106 +102,255 @@ function evalTile(series) {
   return values && [key.replaceAll("_", " "), arrow(values[0], values[values.length - 1], (x) => fmt(x)), "first and last evaluation"];
 }
 
-function drawCurves(host, run) {
-  const { steps } = run;
-  const heldOut = run.evals.length ? ", and on held-out rows it never learns from" : "";
-  const body = panel(host, "curves", "Loss", `Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them${heldOut}.`);
-  const curves = [{ name: "training", colour: "before", x: steps.step, values: steps.loss, wide: steps.loss_mean ? 1 : 1.5, pale: Boolean(steps.loss_mean) }];
-  if (steps.loss_mean) curves.push({ name: `mean of ${fmt(steps.mean_of)} steps`, colour: "before", x: steps.step, values: steps.loss_mean, wide: 2.25 });
-  const hues = ["after", "target", "purple"];
+/** Lines that follow columns of the run; a stretch that is zoomed into is asked for in full where it was thinned. */
+function plotted(host, run, ask, names, make, options) {
+  let near = null;
+  const curves = () => make(near || run);
+  const zoomed = async (low, high) => {
+    near = null;
+    if (low !== undefined && ask.window && run.steps > run.curves[names[0]].x.length) {
+      const found = await ask.window(names, low, high);
+      near = { ...run, curves: { ...run.curves }, means: { ...run.means } };
+      for (const name of names) if (found.curves[name]) near.curves[name] = spliced(run.curves[name], found.curves[name]);
+      for (const name of Object.keys(found.means)) near.means[name] = spliced(run.means[name], found.means[name]);
+    }
+    figure.update(aligned(curves()));
+  };
+  const figure = drawLines(host, aligned(curves()), { axis: "step", ...options, zoomed });
+  return Object.assign(figure, { again: () => { near = null; figure.update(aligned(curves())); } });
+}
+
+/** A column with a stretch of it replaced by a finer one. */
+function spliced(whole, fine) {
+  const [from, to] = [fine.x[0], fine.x[fine.x.length - 1]];
+  const keep = (test) => whole.x.map((x, i) => i).filter((i) => test(whole.x[i]));
+  const [before, after] = [keep((x) => x < from), keep((x) => x > to)];
+  return Object.fromEntries(Object.keys(whole).map((key) => [key, [...before.map((i) => whole[key][i]), ...fine[key], ...after.map((i) => whole[key][i])]]));
+}
+
+/** A choice of how many steps a mean is taken over; `spans()` gives those that this run is long enough for. */
+export function smoothing(steps, changed) {
+  const usual = () => (steps() >= SMOOTHED ? 2 * Math.max(2, Math.floor(steps() / 200)) + 1 : 0);
+  let chosen = "auto";
+  const select = el("select", { class: "smoothing", "aria-label": "Smoothing: the mean over how many steps", onchange: () => { chosen = select.value; changed(); } },
+    [["auto", "Smoothing: auto"], ["0", "Not smoothed"], ...[5, 20, 100, 500, 2000].map((n) => [String(n), `Mean of ${fmt(n)} steps`])].map(([value, text]) => el("option", { value }, text)));
+  return { select, span: () => (chosen === "auto" ? usual() : Number(chosen)) };
+}
+
+function drawCurves(host, run, ask) {
+  const key = () => (run.curves.loss ? String(run.evals.length) : null);
+  return whenever(host, key, () => {
+    const heldOut = run.evals.length ? ", and on held-out rows it never learns from" : "";
+    const body = panel(host, "curves", "Loss", `Mean −log p of the tokens the model should have said: on the rows of each step just before it learned from them${heldOut}.`);
+    const smooth = smoothing(() => run.steps, () => loss.again());
+    const loss = plotted(body, run, ask, ["loss"], (from) => lossCurves(run, from, smooth.span()), { label: "Loss by step, nats a token", height: 300, tools: [smooth.select] });
+    if (run.open) {
+      loss.box.addEventListener("click", () => {
+        const { plot } = loss;
+        if (!run.slides.length || !plot) return;
+        const away = (step) => Math.abs(plot.valToPos(step, "x") - plot.cursor.left);
+        const near = run.slides.reduce((best, one) => (away(one.step) < away(best.step) ? one : best));
+        if (away(near.step) < 8) run.open(near.step);
+      });
+    }
+    const remarks = el("div");
+    body.append(remarks);
+    const remark = () => {
+      remarks.replaceChildren();
+      if (run.open && run.slides.length) note(remarks, "A click on the dot of an opened step shows its slide below.");
+      if (run.steps > run.curves.loss.x.length) note(remarks, `${fmt(run.curves.loss.x.length)} of ${fmt(run.steps)} steps are drawn: of every stretch those of the lowest and the highest loss${ask.window ? "; zoom in to see all" : ""}.`);
+    };
+    remark();
+    const shares = shareCurves(run);
+    const second = shares.length > 0 && drawLines(body, aligned(shares), { label: shareLabel(run), axis: "step", unit: pct, logarithmic: false });
+    return () => {
+      loss.again();
+      if (second) second.update(aligned(shareCurves(run)));
+      remark();
+    };
+  });
+}
+
+function lossCurves(run, from, span) {
+  const { loss } = from.curves;
+  const curves = [{ name: "training", colour: "before", x: loss.x, values: loss.y, wide: span ? 1 : 1.5, pale: span > 0 }];
+  if (span) curves.push({ name: `mean of ${fmt(span)} steps`, colour: "before", x: from.means.loss.x, values: smoothed(from.means.loss, span), wide: 2.25 });
   let held = 0;
   for (const series of run.evals) {
     for (const [key, values] of Object.entries(series.metrics)) {
-      if (key.endsWith("_loss")) curves.push({ name: key.slice(0, -"_loss".length).replaceAll("_", " "), colour: hues[(held++) % 3], x: series.step, values, points: true, wide: 2.25 });
+      if (key.endsWith("_loss")) curves.push({ name: key.slice(0, -"_loss".length).replaceAll("_", " "), colour: HUES[1 + (held++ % 3)], x: series.step, values, points: true, wide: 2.25 });
     }
   }
-  const lossAt = new Map(steps.step.map((step, i) => [step, steps.loss[i]]));
   for (const [type, hue, name] of [["slide", "target", "opened: a slide"], ["alert", "other", "alert"]]) {
-    const marked = [...new Set(run.events.filter((e) => e.type === type).map((e) => e.step))].filter((step) => lossAt.has(step));
-    if (marked.length) curves.push({ name, colour: hue, x: marked, values: marked.map((step) => lossAt.get(step)), points: "only" });
+    const marked = new Map(run.events.filter((e) => e.type === type && Number.isFinite(num(e.loss))).map((e) => [e.step, e.loss]));
+    if (marked.size) curves.push({ name, colour: hue, x: [...marked.keys()], values: [...marked.values()], points: "only" });
   }
-  const loss = drawLines(body, aligned(curves), { label: "Loss by step, nats a token", axis: "step", height: 300 });
-  if (run.opened.length) {
-    note(body, "A click on the dot of an opened step shows its slide below.");
-    loss.box.addEventListener("click", () => {
-      const { plot } = loss;
-      const away = (step) => Math.abs(plot.valToPos(step, "x") - plot.cursor.left);
-      const near = run.opened.reduce((best, step, i) => (away(step) < away(run.opened[best]) ? i : best), 0);
-      if (away(run.opened[near]) < 8) run.open(near);
-    });
-  }
-  if (steps.of > steps.step.length) note(body, `${fmt(steps.step.length)} of ${fmt(steps.of)} steps are drawn: of every stretch those of the lowest and the highest loss, and those with a slide or an alert.`);
-  const others = run.evals.flatMap((s) => Object.entries(s.metrics).filter(([key]) => !key.endsWith("_loss")).map(([key, values]) => ({ name: key.replaceAll("_", " "), x: s.step, values, points: true })));
-  const shares = others.filter((c) => c.values.every((v) => !(num(v) > 1.0001)));
-  if (steps.token_accuracy) shares.unshift({ name: "training token accuracy", x: steps.step, values: steps.token_accuracy });
-  if (shares.length) {
-    const tokens = shares.every((c) => c.name.endsWith("token accuracy"));
-    const label = tokens ? "Token accuracy: how often the likeliest token was the right one" : shares.length === 1 ? capital(shares[0].name) : "Accuracy and other shares";
-    const names = tokens ? shares.map((c) => ({ ...c, name: c.name.replace(" token accuracy", "") })) : shares;
-    drawLines(body, aligned(hued(names)), { label, axis: "step", unit: pct, logarithmic: false });
-  }
+  return curves;
 }
 
-function drawStep(host, run) {
-  const { steps } = run;
-  const inner = panel(host, "training", "The step", "How large each gradient was, how much of it was kept, how far the optimizer was told to go, and how fast it went.");
-  const grid = el("div", { class: "pair" });
-  inner.append(grid);
-  const one = (key, label, colourName, options = {}) => steps[key] &&
-    drawLines(grid, { x: steps.step, series: [{ name: label, colour: colourName, values: steps[key] }] }, { label, axis: "step", height: 190, ...options });
-  one("grad_norm", "Gradient norm, before clipping", "before", { log: true });
-  one("clip_factor", "Clip factor: 1 is not clipped", "after", { logarithmic: false });
-  one("learning_rate", "Learning rate", "target", { logarithmic: false });
-  one("entropy", "Entropy of predictions, nats", "sky");
-  one("tokens_per_second", "Tokens per second", "purple", { logarithmic: false });
-  one("supervised", "Supervised tokens of each step", "other", { logarithmic: false });
+function shareCurves(run) {
+  const others = run.evals.flatMap((s) => Object.entries(s.metrics).filter(([key]) => !key.endsWith("_loss")).map(([key, values]) => ({ name: key.replaceAll("_", " "), x: s.step, values, points: true })));
+  const shares = others.filter((c) => c.values.every((v) => !(num(v) > 1.0001)));
+  const own = run.curves.token_accuracy;
+  if (own) shares.unshift({ name: "training token accuracy", x: own.x, values: own.y });
+  const tokens = shares.every((c) => c.name.endsWith("token accuracy"));
+  return hued(tokens ? shares.map((c) => ({ ...c, name: c.name.replace(" token accuracy", "") })) : shares);
+}
+
+function shareLabel(run) {
+  const names = [...(run.curves.token_accuracy ? ["token_accuracy"] : []), ...run.evals.flatMap((s) => Object.keys(s.metrics).filter((key) => !key.endsWith("_loss")))];
+  if (names.every((name) => name.endsWith("token_accuracy") || name.endsWith("perplexity"))) return "Token accuracy: how often the likeliest token was the right one";
+  return names.length === 1 ? capital(names[0].replaceAll("_", " ")) : "Accuracy and other shares";
 }
 
 function hued(curves) {
-  const hues = ["before", "after", "target", "purple", "sky", "other"];
-  return curves.map((curve, i) => ({ ...curve, colour: hues[i % hues.length] }));
+  return curves.map((curve, i) => ({ ...curve, colour: HUES[i % HUES.length] }));
 }
 
 function drawWatches(host, run) {
-  if (!run.watches.length) return;
-  const body = panel(host, "watched", "Watched prompts", "How likely the model finds each answer, as training goes on: the right one should rise, the others fall.");
-  for (const watch of run.watches) {
-    drawLines(body, { x: watch.step, series: hued(Object.entries(watch.p).map(([name, values]) => ({ name, values, points: true }))) },
-      { label: watch.prompt, axis: "step", unit: pct, height: 280 });
-  }
+  const key = () => (run.watches.length + run.samples.length ? run.watches.map((w) => w.prompt).join("\n") + Boolean(run.samples.length) : null);
+  return whenever(host, key, () => {
+    const body = panel(host, "watched", "Watched prompts", "How likely the model finds each answer, as training goes on: the right one should rise, the others fall. Beside it, what it answered to held-out prompts.");
+    const grid = el("div", { class: run.watches.length && run.samples.length ? "beside" : "" });
+    const [left, right] = [el("div"), el("div", { class: "samples" })];
+    grid.append(...(run.watches.length ? [left] : []), ...(run.samples.length ? [right] : []));
+    body.append(grid);
+    const curves = (watch) => ({ x: watch.step, series: hued(Object.entries(watch.p).map(([name, values]) => ({ name, values, points: true }))) });
+    const figures = run.watches.map((watch) => drawLines(left, curves(watch), { label: watch.prompt, axis: "step", unit: pct, height: 280 }));
+    const fill = run.samples.length ? answers(right, run) : () => {};
+    return () => {
+      run.watches.forEach((watch, i) => figures[i] && figures[i].update(curves(watch)));
+      fill();
+    };
+  });
 }
 
-function drawLayers(host, run) {
-  if (!run.heat) return;
-  const { step, layers } = run.heat;
-  const body = panel(host, "layers", "Layers over time", "Where in the model the gradient was large, and how far each layer moved in proportion to its weights. Layers stand in the order of the model's tensors.");
-  const map = (key, label, unit) => {
-    const z = run.heat[key];
-    if (!z.flat().some((v) => Number.isFinite(num(v)))) return;
-    const keep = key === "lost_share" ? {} : { log: true };
-    drawHeatmap(body, { x: step, y: layers, z }, { label, axis: "step", unit, top: true, ...keep });
+/** What was answered, at a step that can be chosen; the last one at first. */
+function answers(host, run) {
+  let chosen = null;
+  const select = el("select", { "aria-label": "Answers at which step", onchange: () => { chosen = select.value === "last" ? null : Number(select.value); fill(); } });
+  const list = el("div", { class: "answers" });
+  host.append(el("div", { class: "bar" }, el("h3", {}, "Generated samples"), select), list);
+  const fill = () => {
+    const steps = [...new Set(run.samples.map((s) => s.step))];
+    const step = chosen ?? steps[steps.length - 1];
+    select.replaceChildren(el("option", { value: "last" }, `Latest: step ${fmt(steps[steps.length - 1])}`), ...steps.slice(0, -1).reverse().map((s) => el("option", { value: String(s) }, `Step ${fmt(s)}`)));
+    select.value = chosen === null ? "last" : String(chosen);
+    list.replaceChildren(...run.samples.filter((s) => s.step === step).map((s) => el("article", { class: "answer", "data-right": String(s.answer === s.want) },
+      el("p", { class: "asked" }, s.prompt || s.where),
+      el("p", { class: "said" }, el("span", { class: "mark", "aria-label": s.answer === s.want ? "right:" : "not as wanted:" }, s.answer === s.want ? "✓" : "✗"), s.answer || "(nothing)"),
+      s.answer !== s.want && el("p", { class: "wanted" }, `Wanted: ${s.want}`))));
   };
-  map("grad_norm", "Gradient norm, layer × step");
-  map("update_ratio", "‖Δ‖ / ‖θ‖, layer × step");
-  map("lost_share", "Share of updates lost to bf16 rounding, layer × step", pct);
-  if (run.heat.every > 1) note(body, `One record in ${run.heat.every} is drawn.`);
+  fill();
+  return fill;
 }
 
-function drawWorst(host, run) {
-  if (!run.worst.length) return;
-  const names = { where: "row", cost: "cost, nats", share: "share of all", first: "first visit", last: "last visit", mean: "mean" };
-  const body = panel(host, "worst", "Worst rows", "The rows that cost most: wrong labels, odd formats and hard questions gather here. Read them. First visit, last visit and mean are losses, in nats a token.");
-  if (run.worst_note) note(body, `${capital(run.worst_note)}.`);
-  for (const { title, remark, rows } of run.worst) {
-    body.append(el("h3", {}, title));
-    note(body, remark);
-    const words = (where, row) => [breakable(where), row.text ? el("div", { class: "words" }, row.text) : ""];
-    drawTable(body, Object.keys(rows[0]).filter((key) => key !== "text").map((key) => {
-      if (key === "where") return { key, label: names.where, text: words };
-      const number = rows.every((row) => row[key] === null || typeof row[key] === "number");
-      return { key, label: names[key] || key.replaceAll("_", " "), number, text: (v) => (number ? (key === "share" ? pct : fmt)(v) : v !== null && typeof v === "object" ? JSON.stringify(v) : v) };
-    }), rows, { caption: title, first: 10, find: "Find a row" });
-  }
+/** Figures in a grid, one a column of the run. */
+function small(host, run, ask, columns) {
+  const known = columns.filter(([name]) => run.curves[name]);
+  const grid = el("div", { class: "pair" });
+  host.append(grid);
+  const figures = known.map(([name, label, hue, options]) => plotted(grid, run, ask, [name],
+    (from) => [{ name: label, colour: hue, x: from.curves[name].x, values: from.curves[name].y }], { label, height: 190, ...options }));
+  return () => figures.forEach((figure) => figure.again());
+}
+
+function known(run, names) {
+  const found = names.filter((name) => run.curves[name]);
+  return found.length ? found.join() : null;
+}
+
+function drawGradient(host, run, ask) {
+  const columns = [
+    ["grad_norm", "Gradient norm, before clipping", "before", { log: true }],
+    ["clip_factor", "Clip factor: 1 is not clipped", "after", { logarithmic: false }],
+  ];
+  return whenever(host, () => known(run, columns.map(([name]) => name)), () =>
+    small(panel(host, "gradient", "Gradient", "How large each gradient was, and how much of it was kept."), run, ask, columns));
+}
+
+const bytes = (x) => (num(x) >= 1e9 ? `${fmt(x / 1e9, 3)} GB` : `${fmt(x / 1e6, 3)} MB`);
+
+function drawPace(host, run, ask) {
+  const columns = [
+    ["learning_rate", "Learning rate", "target", { logarithmic: false }],
+    ["tokens_per_second", "Tokens per second", "purple", { logarithmic: false }],
+    ["memory_bytes", "Memory held at most so far", "after", { logarithmic: false, unit: bytes }],
+    ["mfu", "Share of the GPUs' peak that is used", "before", { logarithmic: false, unit: pct }],
+    ["entropy", "Entropy of predictions, nats", "sky"],
+    ["supervised", "Supervised tokens of each step", "other", { logarithmic: false }],
+  ];
+  return whenever(host, () => known(run, columns.map(([name]) => name)), () =>
+    small(panel(host, "training", "The step", "How far the optimizer was told to go, how fast it went, and what it took."), run, ask, columns));
+}
+
+function drawLayers(host, run, ask) {
+  const maps = [["grad_norm", "Gradient norm, layer × step"], ["update_ratio", "‖Δ‖ / ‖θ‖, layer × step"], ["lost_share", "Share of updates lost to bf16 rounding, layer × step", pct]];
+  return whenever(host, () => (run.heat ? run.heat.layers.join("\n") : null), () => {
+    const body = panel(host, "layers", "Layers over time", `Where in the model the gradient was large, and how far each layer moved in proportion to its weights. Layers stand in the order of the model's tensors.${ask.layer ? " Choose a layer to see its tensors." : ""}`);
+    const one = el("div", { id: "layer" });
+    const pick = ask.layer && ((layer) => drawTensors(one, run, ask, layer));
+    const grid = (key) => ({ x: run.heat.step, y: run.heat.layers, z: run.heat[key] });
+    const figures = maps.filter(([key]) => run.heat[key].flat().some((v) => Number.isFinite(num(v)))).map(([key, label, unit]) =>
+      [key, drawHeatmap(body, grid(key), { label, axis: "step", unit, top: true, pick, log: key !== "lost_share" })]);
+    body.append(one);
+    const remarks = el("div");
+    body.append(remarks);
+    const remark = () => {
+      remarks.replaceChildren();
+      if (run.heat.every > 1) note(remarks, `One record in ${run.heat.every} is drawn.`);
+    };
+    remark();
+    return () => {
+      figures.forEach(([key, figure]) => figure.update(grid(key)));
+      remark();
+    };
+  });
+}
+
+/** One layer's tensors over time, one at a time. */
+async function drawTensors(host, run, ask, layer) {
+  host.setAttribute("aria-busy", "true");
+  const found = await ask.layer(layer);
+  host.removeAttribute("aria-busy");
+  host.replaceChildren();
+  const names = Object.keys(found.tensors);
+  const select = el("select", { id: "tensor", onchange: () => fill() }, names.map((name) => el("option", { value: name }, name)));
+  const place = el("div", { class: "pair" });
+  const fill = () => {
+    place.replaceChildren();
+    const columns = found.tensors[select.value];
+    for (const [key, label, unit] of [["grad_norm", "‖g‖"], ["update_ratio", "‖Δ‖ / ‖θ‖"], ["weight_norm", "‖θ‖"], ["lost_share", "Lost to bf16 rounding", pct]]) {
+      if (!columns[key].some((v) => Number.isFinite(num(v)))) continue;
+      drawLines(place, { x: found.step, series: [{ name: label, colour: "before", values: columns[key] }] }, { label: `${label} of ${select.value}`, axis: "step", unit, height: 190, log: key === "grad_norm", logarithmic: key !== "lost_share" });
+    }
+  };
+  host.append(el("div", { class: "chooser" }, el("label", { for: "tensor" }, `Tensors of ${found.layer}`), select), place);
+  fill();
+  host.scrollIntoView({ block: "nearest" });
+}
+
+function drawWorst(host, run, ask) {
+  const fill = () => {
+    if (!run.worst.length) return;
+    const names = { where: "row", cost: "cost, nats", share: "share of all", first: "first visit", last: "last visit", mean: "mean" };
+    const body = panel(host, "worst", "Worst rows", "The rows that cost most: wrong labels, odd formats and hard questions gather here. Read them. First visit, last visit and mean are losses, in nats a token.");
+    if (run.worst_note) note(body, `${capital(run.worst_note)}.`);
+    for (const { title, remark, rows } of run.worst) {
+      body.append(el("h3", {}, title));
+      note(body, remark);
+      const place = (where) => (ask.row ? el("button", { type: "button", class: "link", onclick: () => ask.row(where) }, breakable(where)) : breakable(where));
+      const words = (where, row) => [place(where), row.text ? el("div", { class: "words" }, row.text) : ""];
+      drawTable(body, Object.keys(rows[0]).filter((key) => key !== "text").map((key) => {
+        if (key === "where") return { key, label: names.where, text: words };
+        const number = rows.every((row) => row[key] === null || typeof row[key] === "number");
+        return { key, label: names[key] || key.replaceAll("_", " "), number, text: (v) => (number ? (key === "share" ? pct : fmt)(v) : v !== null && typeof v === "object" ? JSON.stringify(v) : v) };
+      }), rows, { caption: title, first: 10, find: "Find a row" });
+    }
+  };
+  if (ask.worst) return ask.worst(host, fill);
+  fill();
+  return null;
 }
 
 const SETS = { train: "Training data", eval: "Held-out data" };
@@ -188,12 +393,20 @@ function drawSettings(host, run) {
 }
 
 function drawEvents(host, run) {
-  if (!run.events.length) return;
-  const body = panel(host, "events", "Events", "Everything the run recorded besides its steps.");
-  drawTable(body, [
-    { key: "step", label: "step", number: true, text: (x) => fmt(x) },
-    { key: "type", label: "what" },
-    { key: "time", label: "when (UTC)", text: (t) => (t === null ? "" : new Date(t * 1000).toISOString().slice(0, 19).replace("T", "\u00a0")) },
-    { key: "text", label: "details", text: capital },
-  ], run.events.map((e) => ({ ...e, strong: e.type === "alert" })), { caption: "Events", first: 15, find: "Find an event", stack: true });
+  const rows = () => run.events.map((e) => ({ ...e, strong: e.type === "alert" }));
+  return whenever(host, () => (run.events.length ? "events" : null), () => {
+    const body = panel(host, "events", "Events", "Everything the run recorded besides its steps.");
+    const update = drawTable(body, [
+      { key: "step", label: "step", number: true, text: (x) => fmt(x) },
+      { key: "type", label: "what" },
+      { key: "time", label: "when (UTC)", text: (t) => (t === null ? "" : new Date(t * 1000).toISOString().slice(0, 19).replace("T", "\u00a0")) },
+      { key: "text", label: "details", text: capital },
+    ], rows(), { caption: "Events", first: 15, find: "Find an event", stack: true });
+    let told = run.events.length;
+    return () => {
+      if (run.events.length === told) return;
+      told = run.events.length;
+      update(rows());
+    };
+  });
 }

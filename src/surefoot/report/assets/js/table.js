@@ -11,6 +11,7 @@ export function breakable(value) {
 /**
  * columns: [{key, label, text (value → text), number, title}]
  * options: caption, first, sort, find, stack (on a phone, cells below one another)
+ * Returns update(rows).
  */
 export function drawTable(host, columns, rows, options = {}) {
   let by = options.sort || null;
@@ -47,12 +48,13 @@ export function drawTable(host, columns, rows, options = {}) {
         column.text ? column.text(row[column.key], row) : breakable(row[column.key]))))));
     more.textContent = all ? "Show fewer" : `Show all ${fmt(order.length)}`;
     more.hidden = order.length <= first;
+    if (find) find.hidden = rows.length <= first;
   };
   more.addEventListener("click", () => {
     all = !all;
     fill();
   });
-  const find = options.find && rows.length > first && el("input", {
+  const find = options.find && el("input", {
     type: "search", placeholder: options.find, "aria-label": options.find,
     oninput: (event) => { word = event.target.value.toLowerCase(); fill(); },
   });
@@ -64,4 +66,8 @@ export function drawTable(host, columns, rows, options = {}) {
         el("thead", {}, el("tr", {}, heads)), body)),
     more));
   fill();
+  return (next) => {
+    rows = next;
+    fill();
+  };
 }
