@@ -70,7 +70,7 @@ def test_a_column_of_nothing_and_of_one_value() -> None:
 @settings(max_examples=100, deadline=None)
 @given(VALUES, BUCKETS)
 def test_a_curve_is_those_points(values: list[float], buckets: int) -> None:
-    x = np.arange(len(values)) * 3.0 + 1
+    x = np.array([3.0 * i + 1 for i in range(len(values))])
     found = curve(x, np.array(values), buckets)
     chosen = kept(np.array(values), buckets)
     assert found["x"] == [3.0 * i + 1 for i in chosen.tolist()]
@@ -80,7 +80,7 @@ def test_a_curve_is_those_points(values: list[float], buckets: int) -> None:
 @settings(max_examples=300, deadline=None)
 @given(VALUES, BUCKETS)
 def test_means_are_of_what_is_finite_in_each_stretch(values: list[float], buckets: int) -> None:
-    x = np.arange(1.0, len(values) + 1) ** 2
+    x = np.array([float(i * i) for i in range(len(values))])
     found = means(x, np.array(values), buckets)
     rows = []
     for stretch in stretches(len(values), 2 * buckets):
