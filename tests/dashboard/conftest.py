@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from surefoot.dashboard import stream
 from tests.dashboard.asking import Client, client
 from tests.report import samples
 
@@ -23,3 +24,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(shown: Path) -> Client:
     """Who may look at it."""
     return client(shown)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks follow one another more quickly than they need to."""
+    monkeypatch.setattr(stream, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(stream, "STATE_SECONDS", 0.05)
+    monkeypatch.setattr(stream, "LIST_SECONDS", 0.02)
+    monkeypatch.setattr(stream, "SEARCH_SECONDS", 0.05)
