@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -149,7 +150,10 @@ class Served:
     def sockets(self) -> set[str]:
         """Local addresses of all its sockets that listen, as the kernel writes them."""
         handles = Path(f"/proc/{self.process.pid}/fd")
-        inodes = {str(handle.readlink()) for handle in handles.iterdir()}
+        inodes = set()
+        for handle in handles.iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                inodes.add(str(handle.readlink()))
         found = set()
         for kind in ("tcp", "tcp6", "udp", "udp6"):
             path = Path("/proc/net", kind)

@@ -155,7 +155,7 @@ def test_hostile_events(name: str, run: Path, surefoot: Surefoot) -> None:
 
 
 def test_a_record_without_end_is_not_read_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surefoot.report.runs.MOST_RECORD", 1000)
+    monkeypatch.setattr("surefoot.report.records.MOST_RECORD", 1000)
     good = (run / "events.jsonl").read_bytes().splitlines(keepends=True)[0]
     (run / "events.jsonl").write_bytes(good + b"x" * 2000 + b"\n" + good)
     found = read_run(run)

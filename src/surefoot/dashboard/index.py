@@ -56,7 +56,8 @@ class Index:
     def __init__(self, folder: Path, *, brief: bool = False) -> None:
         self.folder, self.brief = folder, brief
         self.lock = threading.RLock()
-        self._config_at: tuple[int, int] | None = None
+        self.config_at: tuple[int, int] | None = None
+        """Time and size of the run.json that was read: what changes with it."""
         self.config: dict[str, Any] = {}
         self._config_problems: list[str] = []
         self._begin("")
@@ -108,10 +109,10 @@ class Index:
             at = (about.st_mtime_ns, about.st_size)
         except OSError:
             at = None
-        if at != self._config_at or at is None:
+        if at != self.config_at or at is None:
             self._config_problems = []
             self.config = read_config(path, self._config_problems)
-            self._config_at = at
+            self.config_at = at
 
     def _read(self, path: Path) -> None:
         last, problems = b"", []

@@ -37,6 +37,7 @@ AXES = ("step", "tokens", "time")
 def run_page(entry: Entry, index: Index) -> dict[str, Any]:
     """Everything that a run's page draws at first."""
     with index.lock:
+        records = len(index.tensors)  # as far as `offset`; others read on meanwhile
         events = index.events()
         found = {
             "id": entry.id,
@@ -50,7 +51,7 @@ def run_page(entry: Entry, index: Index) -> dict[str, Any]:
             "may_open": may_open(index),
             "slides": slides(entry),
         }
-    return {**found, "heat": heat_page(index), "state": state_of(index).to_dict()}
+    return {**found, "heat": heat_page(index, records), "state": state_of(index).to_dict()}
 
 
 def delta(index: Index, offset: int) -> dict[str, Any] | None:
@@ -107,10 +108,11 @@ def _between(steps: Columns, low: float, high: float) -> Columns:
     return steps.rows(first, last)
 
 
-def heat_page(index: Index) -> dict[str, Any] | None:
-    """Layer × step, one record in 1, 2, 4, ... of those there are."""
-    every = thinning(len(index.tensors))
-    which = list(range(0, len(index.tensors), every))
+def heat_page(index: Index, records: int | None = None) -> dict[str, Any] | None:
+    """Layer × step, one record in 1, 2, 4, ... of the first so many, or of all there are."""
+    records = len(index.tensors) if records is None else records
+    every = thinning(records)
+    which = list(range(0, records, every))
     return heat(index.tensor_records(which), index.config.get("tensors"), every)
 
 

@@ -118,12 +118,12 @@ def held(folder: Path) -> bool | None:
         pid, host, inode = int(owner["pid"]), str(owner["host"]), path.stat().st_ino
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
-    if host != socket.gethostname():
+    if host != socket.gethostname() or pid <= 0:
         return None
     try:
         listed = [line.split() for line in LOCKS.read_text().splitlines()]
     except OSError:  # no such list on this system
-        return _alive(pid)
+        return _alive(pid) if os.name == "posix" else None  # elsewhere 0 is a signal that ends it
     return any(
         words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode)
         for words in listed
@@ -134,8 +134,8 @@ def held(folder: Path) -> bool | None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)  # no signal: only whether it could be sent
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
+    except OSError:  # somebody else's
         return True
     return True

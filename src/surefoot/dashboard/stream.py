@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from anyio import to_thread
 
 from surefoot.dashboard.index import Index
 from surefoot.dashboard.library import Entry, Library, differing, summary
-from surefoot.dashboard.pages import delta, slides
+from surefoot.dashboard.pages import UNREADABLE, delta, slides
 from surefoot.dashboard.state import state_of
 from surefoot.report.parcel import as_json
 from surefoot.report.records import FILE
@@ -36,24 +37,32 @@ QUIET_SECONDS = 15.0
 def message(event: str, content: Any, offset: int | None = None) -> str:
     """One server-sent event."""
     number = "" if offset is None else f"id: {offset}\n"
-    return f"event: {event}\n{number}data: {as_json(content)}\n\n"
+    # Half of a surrogate pair has no UTF-8; as an escape it is JSON.
+    data = as_json(content).encode("utf-8", "backslashreplace").decode()
+    return f"event: {event}\n{number}data: {data}\n\n"
 
 
 async def of_run(entry: Entry, index: Index, file: str, offset: int) -> AsyncIterator[str]:
-    """What comes to one run after this byte of this file."""
+    """What comes to one run after this byte of this file, until the page must be read anew."""
+    yield "retry: 1000\n\n"
+    with suppress(*UNREADABLE):  # why, is what reading it anew tells
+        async for told in _more(entry, index, file, offset):
+            yield told
+    yield message("anew", {})
+
+
+async def _more(entry: Entry, index: Index, file: str, offset: int) -> AsyncIterator[str]:
     told_state: dict[str, Any] = {}
     looked = spoke = 0.0
-    yield "retry: 1000\n\n"
     while True:
         now = time.monotonic()
         await to_thread.run_sync(index.grow)
         if index.identity != file or offset > index.offset:
-            yield message("anew", {})
             return
         if index.offset > offset:
             told = await to_thread.run_sync(delta, index, offset)
-            if told is None:
-                yield message("anew", {})
+            # Meanwhile another page may have found that the file is another.
+            if told is None or told["offset"] < offset or index.identity != file:
                 return
             offset, spoke = told["offset"], now
             if any(event["type"] == "slide" for event in told["events"]):
@@ -74,7 +83,7 @@ async def of_run(entry: Entry, index: Index, file: str, offset: int) -> AsyncIte
 async def of_list(library: Library) -> AsyncIterator[str]:
     """All runs, each as soon as it is read, the ones that changed last first; then what changes."""
     told: dict[str, dict[str, Any]] = {}
-    configs: dict[str, int] = {}
+    configs: dict[str, Any] = {}
     searched = spoke = 0.0
     entries: list[Entry] = []
     yield "retry: 1000\n\n"
@@ -94,7 +103,7 @@ async def of_list(library: Library) -> AsyncIterator[str]:
             if line != told.get(entry.id):
                 told[entry.id], spoke = line, time.monotonic()
                 yield message("runs", [line])
-        seen = {entry.id: hash(str(library.brief(entry).config)) for entry in entries}
+        seen = {entry.id: library.brief(entry).config_at for entry in entries}
         if seen != configs:
             configs = seen
             yield message("differs", differing({entry.id: library.brief(entry).config for entry in entries}))
@@ -116,5 +125,8 @@ def _newest_first(library: Library) -> list[Entry]:
 
 def _line(library: Library, entry: Entry) -> dict[str, Any]:
     index = library.brief(entry)
-    index.grow()
-    return summary(entry, index)
+    try:
+        index.grow()
+        return summary(entry, index)
+    except UNREADABLE:  # its page says why
+        return summary(entry, Index(entry.folder, brief=True))

@@ -85,20 +85,16 @@ def kept(values: Numbers, buckets: int) -> Indices:
     if count <= 2 * buckets:
         return np.arange(count)
     size = -(-count // buckets)
-    whole = count // size * size
+    starts = np.arange(0, count, size)
     finite = np.isfinite(values)
-    low, high = np.where(finite, values, np.inf), np.where(finite, values, -np.inf)
-    starts = np.arange(0, whole, size)
-    found = [
-        starts + low[:whole].reshape(-1, size).argmin(1),
-        starts + high[:whole].reshape(-1, size).argmax(1),
-        starts + (~finite[:whole]).reshape(-1, size).argmax(1),
-        np.array([0, count - 1]),
-    ]
-    found[2] = found[2][~finite[found[2]]]
-    if whole < count:
-        found.append(whole + np.array([low[whole:].argmin(), high[whole:].argmax()]))
-    return np.unique(np.concatenate(found))
+
+    def stretches(column: NDArray[Any], fill: float) -> NDArray[Any]:
+        return np.pad(column, (0, -count % size), constant_values=fill).reshape(-1, size)
+
+    low = starts + stretches(np.where(finite, values, np.inf), np.inf).argmin(1)
+    high = starts + stretches(np.where(finite, values, -np.inf), -np.inf).argmax(1)
+    odd = starts + stretches(~finite, False).argmax(1)
+    return np.unique(np.concatenate([low, high, odd[~finite[odd]], [0, count - 1]]))
 
 
 def curve(x: Numbers, values: Numbers, buckets: int) -> dict[str, list[float]]:
