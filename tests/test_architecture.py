@@ -109,7 +109,7 @@ ORDER = [
     ["dashboard.stream"],
     ["dashboard.server"],
     ["commands.options", "commands.outlived", "commands.loopback"],
-    ["commands.launch", "commands.recipe"],
+    ["commands.launch", "commands.recipe", "commands.beside"],
     ["commands.answers"],
     ["commands.train", "commands.evaluate", "commands.chat", "commands.compare", "commands.preview"],
     [

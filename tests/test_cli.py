@@ -42,6 +42,7 @@ COMMAND_OPTIONS = {
     ],  # and those of train
     "checkpoints": [],
     "verify": [],
+    "ui": ["port", "browser", "host", "expose", "names"],
     "worst": ["limit"],
 }  # fmt: skip
 """Every command and its options. Adding one is a promise to keep it: change this table on purpose."""

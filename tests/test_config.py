@@ -26,8 +26,8 @@ learning_rate lr_scheduler_type warmup_steps warmup_ratio optim optim_args weigh
 adam_epsilon max_grad_norm micro_batch_tokens share_prefixes train_sampling_strategy seed
 eval_strategy eval_steps eval_on_start load_best_model_at_end metric_for_best_model greater_is_better
 early_stopping_patience eval_exact_match eval_samples max_new_tokens watch watch_steps
-slides slide_every slide_mountain slide_extras tensors_every
-logging_steps logging_first_step report_to run_name project trackio_space_id disable_tqdm
+slides slide_every slide_mountain slide_extras slides_from_ui tensors_every
+logging_steps logging_first_step report_to run_name tags project trackio_space_id disable_tqdm
 save_strategy save_steps save_total_limit resume_from_checkpoint
 """.split()  # noqa: SIM905
 """Every option there is. Adding one is a promise to keep it: change this list on purpose."""

@@ -204,6 +204,8 @@ class SFTConfig(BaseModel):
     """The loss along an opened update: none, a cut of 9 forwards, or a surface of 441."""
     slide_extras: bool = False
     """Opened steps also estimate the gradient noise scale, and which rows pushed which."""
+    slides_from_ui: bool = False
+    """Let the pages of `surefoot ui` ask for the next step to be opened: the only thing they can do to a run."""
     tensors_every: int = Field(10, ge=0)
     """Steps between records of every tensor's gradient, weight and update norms; 0: never."""
 
@@ -216,6 +218,8 @@ class SFTConfig(BaseModel):
     """Reporters, by Hugging Face's names: tensorboard, wandb, mlflow, trackio, ..."""
     run_name: str | None = None
     """Name of the run for reporters. Default: output_dir."""
+    tags: list[str] = Field(default_factory=list)
+    """Words to find the run by in `surefoot ui`."""
     project: str = "huggingface"
     """Project of the run for reporters that have projects (trackio)."""
     trackio_space_id: str | None = None

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from surefoot.commands.beside import PARENT
 from surefoot.commands.options import parse
 from surefoot.errors import UserError
 from surefoot.validation import checked
@@ -25,8 +26,8 @@ NEXT_PORTS = 20
 LOOPBACK = "127.0.0.1"
 TOKEN = "SUREFOOT_UI_TOKEN"
 RUNS = "runs"
-PARENT = "SUREFOOT_UI_PARENT"
-"""In the environment of a server that a run started: it ends when its standard input does."""
+BEHIND = 10
+"""Niceness of a page beside a run: where both want the machine, the run has it."""
 
 
 class UiOptions(BaseModel):
@@ -90,6 +91,7 @@ def run(argv: list[str]) -> int:
     if options.browser and not parsed.json and sys.stdout.isatty():
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
     if os.environ.get(PARENT):
+        os.nice(BEHIND)
         threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])

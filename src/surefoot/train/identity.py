@@ -24,9 +24,10 @@ from surefoot.train.tensorfile import bytes_of
 
 LOOKING = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "logging_first_step"),
-    *("report_to", "run_name", "project", "trackio_space_id", "disable_tqdm"),
+    *("report_to", "run_name", "tags", "project", "trackio_space_id", "disable_tqdm"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_samples", "watch", "watch_steps"),
-    *("slides", "slide_every", "slide_mountain", "slide_extras", "tensors_every", "ddp_timeout"),
+    *("slides", "slide_every", "slide_mountain", "slide_extras", "slides_from_ui", "tensors_every"),
+    "ddp_timeout",
 )
 """Options that change what is seen and kept of a run, not the run."""
 HASHED = (

@@ -80,7 +80,7 @@ export function standing(state) {
   bar.style.setProperty("--share", String(share));
   return el("div", { class: "standing", "data-state": state.name },
     el("span", { class: "badge", "data-state": state.name }, capital(state.name)), bar,
-    el("span", { class: "remark" }, state.seconds_left ? `${duration(state.seconds_left)} left` : state.live ? "" : state.says));
+    el("span", { class: "remark" }, state.seconds_left ? `${duration(state.seconds_left)} left` : state.live || `${capital(state.name)}.` === state.says ? "" : state.says));
 }
 
 function pace(state) {
