@@ -45,6 +45,7 @@ SCRIPTS = (
     "update.js",
     "slide.js",
     "slides.js",
+    "record.js",
     "run.js",
     "around.js",
     "page.js",

@@ -1,7 +1,7 @@
 // A run's page: drawn whole once, then brought up to date by what the stream tells.
 
 import { contents, follow } from "../draw/js/around.js";
-import { el, fmt } from "../draw/js/dom.js";
+import { el } from "../draw/js/dom.js";
 import { note, panel } from "../draw/js/parts.js";
 import { drawRun, duration } from "../draw/js/run.js";
 import { drawSlides } from "../draw/js/slides.js";
@@ -106,7 +106,7 @@ function titled(page, { name, state }) {
 }
 
 /** Add to a run what has come since. */
-export function merge(run, told) {
+function merge(run, told) {
   run.offset = told.offset;
   run.steps = told.steps;
   const steps = told.rows.step || [];

@@ -32,3 +32,19 @@ export function note(host, ...text) {
 export function arrow(before, after, text) {
   return after === null || after === undefined ? text(before) : `${text(before)} → ${text(after)}`;
 }
+
+/** A part whose panel comes when there is something to show, and is filled anew each time its key changes. */
+export function whenever(host, key, fill) {
+  let drawn = null;
+  let update = null;
+  const look = () => {
+    const now = key();
+    if (now === null) return;
+    if (now === drawn) return update && update();
+    host.replaceChildren();
+    drawn = now;
+    update = fill();
+  };
+  look();
+  return look;
+}
