@@ -91,7 +91,8 @@ def run(argv: list[str]) -> int:
     if options.browser and not parsed.json and sys.stdout.isatty():
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
     if os.environ.get(PARENT):
-        os.nice(BEHIND)
+        if hasattr(os, "nice"):
+            os.nice(BEHIND)
         threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
