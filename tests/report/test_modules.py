@@ -13,6 +13,8 @@ SOURCE = Path(surefoot.__file__).parent
 DRAWING = SOURCE / "report" / "assets" / "js"
 PAGES = SOURCE / "dashboard" / "assets" / "js"
 DECLARED = re.compile(r"^(export )?(?:async )?(?:function|const|let|class) (\w+)", re.M)
+PARAMETERS = {"parts.js": {"key"}, "slides.js": {"shown"}}
+"""Parameters and options that are called as functions, and have the name of one elsewhere."""
 IMPORTED = re.compile(r'^import \{ (.+?) \} from "(.+?)";$', re.M)
 
 
@@ -41,6 +43,28 @@ def test_every_import_is_there_and_used() -> None:
                 assert name in exported, f"{module.name} imports {name} of {origin}"
                 assert re.search(rf"\b{name}\b", body), f"{module.name} does not use {name}"
         assert len(IMPORTED.findall(source)) == len(re.findall(r"^import ", source, re.M)), module.name
+
+
+def test_nothing_is_used_that_is_not_imported() -> None:
+    """One scope, as in a report, would hide it."""
+    exported = {name for module in modules() for export, name in DECLARED.findall(text(module)) if export}
+    for module in modules():
+        source = text(module)
+        own = {name for names, _ in IMPORTED.findall(source) for name in names.split(", ")}
+        own |= {name for _, name in DECLARED.findall(source)}
+        own |= set(re.findall(r"(?:const|let) (?:\{ )?(\w+)", source)) | PARAMETERS.get(module.name, set())
+        for name in exported - own:
+            called = re.search(rf"(?:(?<![\w.$])|(?<=\.\.\.)){name}\(", IMPORTED.sub("", source))
+            constant = name.isupper() and re.search(rf"\b{name}\b", source)
+            handed = re.search(rf"[(,:] ?{name}[,)]", IMPORTED.sub("", source)) and name in (
+                "pct",
+                "fmt",
+                "signed",
+                "tenTo",
+                "duration",
+                "num",
+            )
+            assert not (called or constant or handed), f"{module.name} uses {name}, which it does not import"
 
 
 def test_every_export_is_imported_somewhere() -> None:

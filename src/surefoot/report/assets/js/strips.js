@@ -1,6 +1,6 @@
 // Vectors as strips of colour: blue below zero, orange above, deeper by the square root of the size. A pixel that holds several entries shows the largest.
 
-import { fmt } from "./dom.js";
+import { extent, fmt } from "./dom.js";
 import { FONT, STRONG, clipped, colour, diverging, mountCanvas, rgb, toggle } from "./figure.js";
 
 /** Below this part of the largest entry of all rows, a row on the shared scale has no colour to speak of. */
