@@ -5,8 +5,8 @@
 1. `load`: many long runs are made, served and looked at. Files were written just before: they are read from memory.
 2. `live`: steps are appended to a short and to a long run, 0.5 s apart on average, while a page shows it: the time
    until the step's number stands in the page.
-3. `training`: a small model is trained in turns alone, beside a server that nobody asks, and beside one with five
-   pages of that run, all drawn all the time; once all on the same cores, once with training on a core of its own.
+3. `training`: a small model trains; in turns alone, beside a server that nobody asks, and beside one with five
+   pages of the run, all drawn all the time. Once on the same cores, once with training on one of its own.
 
 Prints tables and writes `results/dashboard.json`, each part anew when it is measured.
 """
@@ -17,12 +17,11 @@ import argparse
 import json
 import os
 import random
-import secrets
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -54,10 +53,11 @@ RESULTS = Path(__file__).resolve().parent / "results" / "dashboard.json"
 VARIANTS = 5
 """Runs made step by step; others are copies with another learning rate."""
 LIVE_STEPS = 40
-MODEL = {"num_hidden_layers": 4, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 3,
-         "num_key_value_heads": 3, "head_dim": 64}  # fmt: skip
-TRAINED_STEPS, LEFT_OUT = 400, 200
-"""Pages are open before step `LEFT_OUT`; only the steps after it count."""
+MODEL = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
+FIRST = 20
+"""Steps that are over before any is measured."""
+TURN_SECONDS = 12.0
 CONDITIONS = ("alone", "server", "pages")
 
 
@@ -151,9 +151,8 @@ def live(browser: Browser, steps: int) -> dict[str, Any]:
         seen = {int("".join(filter(str.isdigit, text))): at for text, at in page.evaluate("seen").items()}
         page.context.close()
     # A step that the page passed over stands there with the next one.
-    waits = [
-        min(at for shown, at in seen.items() if shown >= number) - at0 for number, at0 in written.items()
-    ]
+    first = {number: min(at for shown, at in seen.items() if shown >= number) for number in written}
+    waits = [first[number] - at for number, at in written.items()]
     return {"seconds": waits, "median": median(waits), "max": max(waits), "server_cpu": cpu}
 
 
@@ -179,66 +178,84 @@ def recipe(folder: Path) -> dict[str, Any]:
     (folder / "rows.jsonl").write_text("".join(map(line, rows)))
     return {
         "model_name_or_path": str(folder / "model"), "dataset_name": str(folder / "rows.jsonl"),
-        "max_steps": TRAINED_STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "precision": "fp32",
+        "max_steps": 1_000_000, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "precision": "fp32",
         "save_strategy": "no", "slide_mountain": "none", "use_cpu": True, "seed": 7,
     }  # fmt: skip
 
 
-def trained(folder: Path, options: dict[str, Any], how: str, apart: bool) -> float:
-    """Median seconds a step of a training run with nothing, a server, or a server and five pages beside it."""
-    runs = folder / secrets.token_hex(4)
+@contextmanager
+def beside(how: str, runs: Path) -> Iterator[Callable[[], float]]:
+    """A server of these runs, or a server and a list and four pages of its one run, or nothing; what there is has
+    been drawn. Gives the server's processor seconds so far."""
+    with ExitStack() as stack:
+        if how == "alone":
+            yield lambda: 0.0
+            return
+        link, pid = stack.enter_context(serving(runs))
+        if how == "pages":
+            browser = stack.enter_context(browsing())
+            first = opened(browser, link)
+            cards(first, 1)
+            for page in [opened(browser, link, f"/run/{run_ids(first)[0]}") for _ in range(4)]:
+                page.wait_for_function(DRAWN)
+        yield lambda: cpu_seconds(pid)
+
+
+def trained(folder: Path, options: dict[str, Any], rounds: int, apart: bool) -> dict[str, Any]:
+    """Seconds a step of a run, in turns with nothing, a server, and a server and five pages beside it."""
+    runs = folder / ("apart" if apart else "shared")
     runs.mkdir()
     path, events = runs / "recipe.yaml", runs / "run" / "events.jsonl"
     path.write_text(json.dumps({**options, "output_dir": str(runs / "run")}))  # JSON is YAML
-    with ExitStack() as stack, on({1} if apart else None):
-        link = stack.enter_context(serving(runs))[0] if how != "alone" else ""
-        browser = stack.enter_context(browsing()) if how == "pages" else None
-        with on({0} if apart else None):
-            command = [sys.executable, "-m", "surefoot", "train", str(path)]
-            training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        stack.callback(training.kill)
-        if browser is not None:
-            while training.poll() is None and not (events.is_file() and '"step"' in events.read_text()):
-                time.sleep(0.2)
-            first = opened(browser, link)
-            cards(first, 1)
-            pages = [opened(browser, link, f"/run/{run_ids(first)[0]}") for _ in range(4)]
-            for page in pages:
-                page.wait_for_function(DRAWN)
-            if _steps(events)[-1]["step"] > LEFT_OUT:
-                raise RuntimeError("training was faster than five pages could be opened: raise LEFT_OUT")
-        if training.wait(600):
-            raise RuntimeError(f"{path}: training failed")
-    return median(event["step_seconds"] for event in _steps(events)[LEFT_OUT:])
+    spans: dict[str, list[tuple[float, float]]] = {how: [] for how in CONDITIONS}
+    cpu: dict[str, list[float]] = {how: [] for how in CONDITIONS}
+    with on({0} if apart else None):
+        command = [sys.executable, "-m", "surefoot", "train", str(path)]
+        training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while training.poll() is None and (not events.is_file() or len(_steps(events)) < FIRST):
+            time.sleep(0.5)
+        for turn in range(rounds):
+            for how in CONDITIONS[:: 1 if turn % 2 else -1]:
+                with on({1} if apart else None), beside(how, runs) as spent:
+                    time.sleep(1)
+                    began, before = time.time(), spent()
+                    time.sleep(TURN_SECONDS)
+                    spans[how].append((began, time.time()))
+                    cpu[how].append((spent() - before) / TURN_SECONDS)
+        if training.poll() is not None:
+            raise RuntimeError(f"{path}: training is over already")
+    finally:
+        training.kill()
+        training.wait()
+    steps = _steps(events)
+    seconds = {how: [median(_between(steps, *span)) for span in each] for how, each in spans.items()}
+    ratio = {
+        how: [a / b for a, b in zip(seconds[how], seconds["alone"], strict=True)] for how in CONDITIONS[1:]
+    }
+    return {"step_seconds": seconds, "ratio": ratio, "server_cpu": cpu, "steps": len(steps)}
 
 
 def _steps(events: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in events.read_text().splitlines() if line.startswith('{"type": "step"')
-    ]
+    whole = events.read_text().rpartition("\n")[0].splitlines()
+    return [json.loads(record) for record in whole if record.startswith('{"type": "step"')]
+
+
+def _between(steps: list[dict[str, Any]], began: float, ended: float) -> list[float]:
+    return [event["step_seconds"] for event in steps if began + event["step_seconds"] < event["time"] < ended]
 
 
 def training(rounds: int) -> dict[str, Any]:
-    """Seconds a step, in turns; and ratios to training alone, round by round."""
+    """Each way, and what it comes to."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         options = recipe(Path(temporary))
         for variant in ("shared", "apart"):
-            seconds: dict[str, list[float]] = {how: [] for how in CONDITIONS}
-            for _ in range(rounds):
-                for how in CONDITIONS:
-                    seconds[how].append(trained(Path(temporary), options, how, variant == "apart"))
-            ratios = {
-                how: [a / b for a, b in zip(seconds[how], seconds["alone"], strict=True)]
-                for how in CONDITIONS[1:]
-            }
-            found[variant] = {"step_seconds": seconds, "ratio": ratios}
-            print(
-                draw(
-                    [f"{variant}: of a step alone", "median (range)"],
-                    [[k, span(v, 3)] for k, v in ratios.items()],
-                )
-            )
+            told = found[variant] = trained(Path(temporary), options, rounds, variant == "apart")
+            rows = [
+                [how, span(told["ratio"][how], 3), span(told["server_cpu"][how], 3)] for how in CONDITIONS[1:]
+            ]
+            print(draw([f"cores {variant}", "step, of one alone", "cores of the server"], rows))
     return found
 
 
@@ -247,14 +264,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3, help="of the training")
+    parser.add_argument("--rounds", type=int, default=4, help="of the training")
     parser.add_argument("--only", nargs="+", choices=("load", "live", "training"))
     args = parser.parse_args()
     only: Sequence[str] = args.only or ("load", "live", "training")
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
 
     def keep(name: str, found: dict[str, Any]) -> None:
-        known[name] = {"machine": machine.describe(), **found}
+        known[name] = {"machine": machine.describe(), "load_average": os.getloadavg()[1], **found}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
     if "load" in only:
@@ -267,12 +284,8 @@ def main() -> None:
             with serving(Path(temporary)) as (link, pid), browsing() as browser:
                 found = load(browser, link, pid, args.runs)
         keep("load", {"runs": args.runs, "steps": args.steps, "events_bytes": size, **found})
-        print(
-            draw(
-                ["load", "is"],
-                [[k, str(v) if isinstance(v, list) else f"{v:,.3f}"] for k, v in found.items()],
-            )
-        )
+        rows = [[k, span(v if isinstance(v, list) else [v], 3)] for k, v in found.items()]
+        print(draw(["load", "is"], rows))
     if "live" in only:
         with browsing() as browser:
             told = {str(steps): live(browser, steps) for steps in (200, args.steps)}
