@@ -83,6 +83,7 @@ async def _more(entry: Entry, index: Index, file: str, offset: int) -> AsyncIter
 async def of_list(library: Library) -> AsyncIterator[str]:
     """All runs, each as soon as it is read, the ones that changed last first; then what changes."""
     told: dict[str, dict[str, Any]] = {}
+    marks: dict[str, Any] = {}
     configs: dict[str, Any] = {}
     searched = spoke = 0.0
     entries: list[Entry] = []
@@ -99,7 +100,8 @@ async def of_list(library: Library) -> AsyncIterator[str]:
             if not told:
                 yield message("found", len(entries))
         for entry in entries:
-            line = await to_thread.run_sync(_line, library, entry)
+            before = (marks.get(entry.id), told.get(entry.id))
+            marks[entry.id], line = await to_thread.run_sync(_line, library, entry, *before)
             if line != told.get(entry.id):
                 told[entry.id], spoke = line, time.monotonic()
                 yield message("runs", [line])
@@ -123,10 +125,17 @@ def _newest_first(library: Library) -> list[Entry]:
     return sorted(library.look(), key=changed, reverse=True)
 
 
-def _line(library: Library, entry: Entry) -> dict[str, Any]:
+def _line(
+    library: Library, entry: Entry, mark: Any, told: dict[str, Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    """What the line is made of, and the line. Of a run that has not gone on since `told`, with that `mark`, only
+    where it stands is looked at again: the rest takes longer with every step."""
     index = library.brief(entry)
     try:
         index.grow()
-        return summary(entry, index)
+        now = (index.identity, index.offset, index.config_at)
+        if told is not None and now == mark:
+            return now, {**told, "state": state_of(index).to_dict()}
+        return now, summary(entry, index)
     except UNREADABLE:  # its page says why
-        return summary(entry, Index(entry.folder, brief=True))
+        return None, summary(entry, Index(entry.folder, brief=True))
