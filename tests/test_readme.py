@@ -7,6 +7,10 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def serves(words: list[str]) -> None:
+    """That the command serves its page; it would, until it is interrupted."""
+    command = [sys.executable, "-m", "surefoot", *words, "--json", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        link = json.loads(server.stdout.readline())["url"]
+        with urllib.request.urlopen(link.partition("#")[0]) as answer:
+            assert b"surefoot" in answer.read()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +62,15 @@ def test_the_commands_run_in_order(
     text = "".join(blocks("sh")).replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.startswith("surefoot ")]
     known = {"preview", "train", "evaluate", "compare", "chat", "worst", "report", "explain"}
-    known |= {"checkpoints", "verify", "plan"}
+    known |= {"checkpoints", "verify", "plan", "ui"}
     assert {shlex.split(line)[1] for line in lines} == known
     for line in lines:
         words = shlex.split(line)[1:]
         if "--nproc" in words:
             continue  # the test after this one
+        if words[0] == "ui":
+            serves(words)
+            continue
         if words[0] == "train":
             words += ["--max_steps", "3"]
         if words[0] == "evaluate":

@@ -12,6 +12,7 @@ import pytest
 from surefoot.microscope.slide import Opened
 from surefoot.report.page import render
 from surefoot.report.runs import load_slides, read_run
+from tests.browser.serving import Served
 from tests.report import samples
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 Open = Callable[..., "Page"]
+Serve = Callable[[Path], Served]
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,59 @@ def run_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = samples.run_folder(tmp_path_factory.mktemp("runs") / "caps")
     run = read_run(samples.with_slides(folder, samples.full(100), samples.full(120)))
     return render(load_slides(run)[0], run)
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts `surefoot ui` over a folder; one server a folder."""
+    home, started = tmp_path_factory.mktemp("home"), dict[Path, Served]()
+
+    def served(folder: Path) -> Served:
+        if folder not in started:
+            started[folder] = Served(folder, home)
+        return started[folder]
+
+    yield served
+    for one in started.values():
+        one.stop()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Open]:
+    """Opens a page of a server, by its link. At the end: only that server was asked, and nothing went wrong; a message
+    of the console is let pass only if it has one of the `allowed` words."""
+    asked: list[tuple[str, str]] = []
+    wrong: list[str] = []
+    contexts = []
+
+    def opened(
+        server: Served,
+        path: str = "/",
+        *,
+        key: bool = True,
+        width: int = 1280,
+        scheme: Any = "light",
+        allowed: tuple[str, ...] = (),
+    ) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+
+        def heard(text: str) -> None:
+            if not any(word in text for word in allowed):
+                wrong.append(text)
+
+        page.on("request", lambda request: asked.append((server.origin, request.url)))
+        page.on("console", lambda message: heard(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(server.at(path) if key else server.origin + path)
+        page.wait_for_selector("#page main")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+    assert asked
+    assert [url for origin, url in asked if not url.startswith((f"{origin}/", f"blob:{origin}/", "data:"))] == []

@@ -58,6 +58,9 @@ export function listen(path, told, stands) {
   // A page that nobody looks at holds no line: browsers have six to a server, and training has the machine to itself.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   addEventListener("pagehide", close);
-  if (!document.hidden) open();
+  addEventListener("pageshow", (event) => event.persisted && open()); // come back to by the browser's Back
+  // A line that is opened before the page has loaded keeps the browser saying that it loads.
+  if (document.readyState !== "complete") addEventListener("load", () => document.hidden || open(), { once: true });
+  else if (!document.hidden) open();
   return { close, open };
 }
