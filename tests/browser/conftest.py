@@ -130,4 +130,6 @@ def visit(browser: Browser) -> Iterator[Open]:
         context.close()
     assert wrong == []
     assert asked
-    assert [url for origin, url in asked if not url.startswith((f"{origin}/", f"blob:{origin}/", "data:"))] == []
+    assert [
+        url for origin, url in asked if not url.startswith((f"{origin}/", f"blob:{origin}/", "data:"))
+    ] == []

@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 TOKEN = "SUREFOOT_UI_TOKEN"
 RUNS = "runs"
 BEHIND = 10
-"""Niceness of a page beside a run: where both want the machine, the run has it."""
+"""Niceness: where a run wants the machine too, the run has it."""
 
 
 class UiOptions(BaseModel):
@@ -90,9 +90,9 @@ def run(argv: list[str]) -> int:
     _announce(link, as_json=parsed.json)
     if options.browser and not parsed.json and sys.stdout.isatty():
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(BEHIND)
     if os.environ.get(PARENT):
-        if hasattr(os, "nice"):
-            os.nice(BEHIND)
         threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
