@@ -94,8 +94,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Opens a page of a server, by its link. At the end: only that server was asked, and nothing went wrong; a message
-    of the console is let pass only if it has one of the `allowed` words."""
+    """Opens a page of a server, by its link. At the end: only that server was asked, and nothing went wrong; a
+    message of the console is let pass only if it has one of the `allowed` words."""
     asked: list[tuple[str, str]] = []
     wrong: list[str] = []
     contexts = []

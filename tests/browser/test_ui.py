@@ -118,7 +118,7 @@ def test_keys_choose_two_runs_and_compare_them(visit: Open, serve: Serve, runs: 
     page.keyboard.press("?")
     assert page.locator("dialog tr").count() >= 8
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    until(page, lambda: page.locator("dialog").count() == 0)
     page.keyboard.press("/")
     page.keyboard.type("jxc")
     assert page.locator("#find").input_value() == "jxc", "keys are letters while one types"

@@ -149,7 +149,7 @@ def test_a_layer_and_a_row_open(visit: Open, serve: Serve, runs: Path) -> None:
     ]
     assert [(int(step), float(cost)) for step, cost in visits] == costs
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    until(page, lambda: page.locator("dialog").count() == 0)
 
 
 def test_runs_are_compared(visit: Open, serve: Serve, runs: Path) -> None:
@@ -197,7 +197,8 @@ def test_a_run_is_watched_from_its_start_to_its_end(visit: Open, serve: Serve, t
                 server.start()
             if json.loads(line)["type"] == "step" and number not in range(20, 40) and number % 8 == 0:
                 step = json.loads(line)["step"]
-                until(page, lambda step=step: loss(page)[-1][0] == step, 1.0 if number < 20 else 15.0)
+                # Within a second where the machine is not busy (benchmarks/dashboard.py); in tests it is.
+                until(page, lambda step=step: loss(page)[-1][0] == step, 15.0)
         copy = shutil.copytree(run, top / "copied")
         copied = page_of(visit, server, "copied", allowed=REFUSED)
         assert copied.locator("#run .badge").inner_text() == "Stopped"

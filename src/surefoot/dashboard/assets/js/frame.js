@@ -85,9 +85,9 @@ key("t", "Theme: light, dark, as the system", () => document.getElementById("the
 key("h", "All runs", () => { location.href = "/"; });
 
 addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, select, textarea, dialog, [role=textbox]");
+  const typing = event.target.closest("input, select, textarea, [role=textbox]");
   const found = keys.get(event.key);
-  if (!found || event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
+  if (!found || document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
   event.preventDefault();
   found.act();
 });

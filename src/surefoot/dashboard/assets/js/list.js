@@ -49,7 +49,12 @@ export async function list() {
   function show() {
     const word = find.value.trim().toLowerCase();
     const seen = [...runs.values()].filter((run) => (!states.size || states.has(run.state.name)) && words(run).includes(word)).sort(before);
-    body.replaceChildren(...seen.map((run) => cards.get(run.id).node));
+    const nodes = seen.map((run) => cards.get(run.id).node);
+    if (nodes.length !== body.children.length || nodes.some((node, i) => node !== body.children[i])) {
+      const focus = document.activeElement;
+      body.replaceChildren(...nodes);
+      if (focus !== document.activeElement && body.contains(focus)) focus.focus({ preventScroll: true });
+    }
     empty.textContent = seen.length ? "" : count === null ? "Looking for runs …" : runs.size ? "No run is like that." : count ? `Reading ${fmt(count)} runs …` : "There is no run here yet. Start one with surefoot train; it will appear by itself.";
     empty.hidden = !empty.textContent;
     compare.hidden = chosen.size < 2;

@@ -29,23 +29,33 @@ export async function ask(path, method = "GET") {
   return found;
 }
 
+/** For the browser to have the line again, in ms; then it is opened anew. */
+const PATIENCE = 3000;
+
 /**
  * One stream of events while the page is looked at. `path()` tells where to begin; `told` has a function for each event;
  * `stands(word)` hears live, lost, gone or locked.
  */
 export function listen(path, told, stands) {
   let source = null;
+  let patience = null;
   const close = () => {
+    clearTimeout(patience);
     if (source) source.close();
-    source = null;
+    [source, patience] = [null, null];
   };
   const open = () => {
     close();
     source = new EventSource(path());
-    source.addEventListener("open", () => stands("live"));
+    source.addEventListener("open", () => {
+      clearTimeout(patience);
+      patience = null;
+      stands("live");
+    });
     source.addEventListener("error", async () => {
       if (!source || source.readyState !== EventSource.CLOSED) {
-        stands("lost"); // the browser tries again by itself, from the last event on
+        stands("lost"); // the browser tries again by itself, from the last event on; some wait ever longer
+        patience ??= setTimeout(open, PATIENCE);
         return;
       }
       close();
