@@ -54,7 +54,7 @@ class Served:
         return f"{self.origin}{path}#{self.link.partition('#')[2]}"
 
 
-def until(page: Page, holds: Callable[[], Any], seconds: float = 10.0) -> None:
+def until(page: Page, holds: Callable[[], Any], seconds: float = 30.0) -> None:
     """Wait while the page goes on (wait_for_function would need eval, which the page forbids)."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -199,7 +199,7 @@ def test_a_run_is_watched_from_its_start_to_its_end(visit: Open, serve: Serve, t
             if json.loads(line)["type"] == "step" and number not in range(20, 40) and number % 8 == 0:
                 step = json.loads(line)["step"]
                 # Within a second where the machine is not busy (benchmarks/dashboard.py); in tests it is.
-                until(page, lambda step=step: (step, lines_loss[step]) in loss(page)[-1:], 15.0)
+                until(page, lambda step=step: (step, lines_loss[step]) in loss(page)[-1:], 30.0)
         copy = shutil.copytree(run, top / "copied")
         copied = page_of(visit, server, "copied", allowed=REFUSED)
         assert copied.locator("#run .badge").inner_text() == "Stopped"
